@@ -1,0 +1,314 @@
+"""What a run leaves behind, and the types that two rooms exchange.
+
+Everything written to a run directory is one of these. A value that is not known is None, never 0.
+Field names are the contract of the records: they may be added to, never renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from conf.hashing import plain
+
+SCHEMA_VERSION = 1
+
+# Why tokens were computed; one ledger line has one of these.
+PURPOSES = (
+    "test",
+    "validation",
+    "calibration",
+    "curve",
+    "latency",
+    "general",
+    "shared",  # rows that several items use: a prefix prefilled once
+    "padding",  # rows forwarded that belong to no item
+    "train",
+    "redone",  # work repeated after a failure
+    "reference",
+)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Measured:
+    """A value with its 95% interval and the number of observations behind it."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Item:
+    """One example of a task. `input` is what the model sees, `label` or `target` what is right.
+
+    `answer_key` gives the right answer as text. `group` is the user's group column (bias, clusters).
+    `sha256` is the hash of the content that a model sees (context, input, choices), normalised.
+    """
+
+    id: str
+    split: str  # train | validation | test
+    input: str
+    sha256: str
+    context: str | None = None
+    label: str | None = None
+    target: str | None = None
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    rationale: str | None = None
+    group: str | None = None
+    slices: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def answer_key(self) -> str:
+        """The right answer: the label where there is one, else the target."""
+        answer = self.label if self.label is not None else self.target
+        assert answer is not None, f"item {self.id} has neither label nor target"
+        return answer
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class RenderedExample:
+    """One training row: token ids, and which of them the loss counts.
+
+    input_ids: (L,) token ids. target_mask: (L,), 1 where the token is a target. Written by the
+    prepare job, read by training; padding is masked by length, never by token id.
+    """
+
+    item_id: str
+    input_ids: tuple[int, ...]
+    target_mask: tuple[int, ...]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SampleRecord:
+    """One answer of one arm to one item. One line of arms/<arm>/samples.jsonl."""
+
+    arm: str
+    item_id: str
+    set: str  # test | validation | general | bias | abstain | latency
+    repeat: int = 0
+    draw: int = 0
+    paraphrase: int = 0
+    train_seed: int | None = None
+    num_shots: int = 0
+    num_labels: int | None = None
+    step: int | None = None  # optimizer step of the checkpoint; None for an untuned model
+    call: int = 0  # index of the call that gave the answer; earlier calls have answer None
+    answer_by: str = "score"  # score | generate
+    prompt_sha256: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    completion_tokens: int = 0
+    label_logprobs: dict[str, float] | None = None
+    completion: str | None = None
+    answer: str | None = None
+    target: str | None = None
+    is_correct: bool | None = None
+    calibrated_answer: str | None = None
+    is_correct_calibrated: bool | None = None
+    score: float | None = None
+    is_format_valid: bool | None = None
+    group: str | None = None
+    first_token_seconds: float | None = None
+    total_seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrainRecord:
+    """One optimizer step (not cumulative). One line of arms/<arm>/train.jsonl."""
+
+    arm: str
+    step: int
+    examples: int
+    tokens: int  # without padding, over all workers
+    target_tokens: int
+    loss: float  # sum over targets / target tokens of the global batch
+    learning_rate: float
+    grad_norm: float | None
+    step_seconds: float
+    device_seconds: float
+    usd: float | None
+    train_seed: int = 0
+    trial: int | None = None
+    num_labels: int | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class CurvePoint:
+    """A checkpoint scored on the validation split. One line of arms/<arm>/curve.jsonl."""
+
+    arm: str
+    step: int
+    tokens: int  # trained so far
+    device_seconds: float  # trained so far
+    metric: str
+    value: Measured
+    train_seed: int = 0
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class LedgerLine:
+    """Tokens and device-seconds that one job spent for one purpose.
+
+    tokens counts rows forwarded through the embedding, so that the lines of a run sum to what a
+    hook on the embedding counts. device_seconds = wall seconds x devices reserved.
+    """
+
+    job: str
+    arm: str | None
+    purpose: str
+    tokens: int = 0
+    completion_tokens: int = 0
+    device_seconds: float = 0.0
+    usd: float | None = None
+    is_reused: bool = False
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class AnswerRule:
+    """How an arm turns label scores or completions into answers, chosen on validation.
+
+    answer_by: score | generate. calibration: none | contextual | batch. label_offsets: what is
+    subtracted from each label's log-probability when calibrated. validation: candidate name ->
+    its score on the validation items, so that the choice can be checked.
+    """
+
+    arm: str
+    answer_by: str
+    calibration: str = "none"
+    label_offsets: dict[str, float] | None = None
+    validation: dict[str, Measured] = field(default_factory=dict)
+    draw: int = 0
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class PromptText:
+    """A rendered prompt, stored once by its hash. One line of prompts.jsonl."""
+
+    prompt_sha256: str
+    arm: str
+    text: str
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Progress:
+    """How far a job is, for the live table: done of total, in what unit, and a short note."""
+
+    done: int
+    total: int
+    unit: str = "items"
+    note: str = ""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class CheckpointRecord:
+    """checkpoint.json: what a checkpoint directory is, and the hashes that prove it whole.
+
+    renderer_sha256 covers tokenizer, chat template and special tokens: it must agree when the
+    checkpoint is loaded. prompt_sha256 is the training prompt's: a difference is shown, not refused.
+    files: file name -> sha256.
+    """
+
+    arm: str
+    kind: str  # full | lora
+    step: int
+    tokens: int
+    base_model: str
+    base_model_sha256: str
+    renderer_sha256: str
+    prompt_sha256: str
+    files: dict[str, str]
+    trained_parameters: int
+    train_seed: int = 0
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrainSummary:
+    """What a finished training leaves for the report."""
+
+    arm: str
+    steps: int
+    trained_parameters: int
+    total_parameters: int
+    checkpoint_bytes: int
+    device_seconds: float
+    peak_memory_bytes: int | None
+    examples: int
+    tokens: int
+    target_tokens: int
+    padding_tokens: int
+    num_truncated: int
+    learning_rate: float
+    world_size: int
+    zero_stage: int
+    shown_row: str  # one rendered row with its targets marked
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class JournalEvent:
+    """One line of journal.jsonl. time: seconds since the epoch."""
+
+    time: float
+    event: str
+    job: str | None = None
+    arm: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+RECORD_TYPES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        Item,
+        RenderedExample,
+        SampleRecord,
+        TrainRecord,
+        CurvePoint,
+        LedgerLine,
+        AnswerRule,
+        PromptText,
+        Progress,
+        CheckpointRecord,
+        TrainSummary,
+        JournalEvent,
+    )
+}
+
+T = TypeVar("T")
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as the plain dictionary that is written as one JSON line."""
+    return typing.cast(dict[str, Any], plain(record))
+
+
+def from_dict(cls: type[T], data: dict[str, Any]) -> T:
+    """A record from its dictionary; unknown keys are dropped, so newer files stay readable."""
+    hints = typing.get_type_hints(cls)
+    fields = [f.name for f in dataclasses.fields(cls) if f.name in data]  # type: ignore[arg-type]
+    return cls(**{name: _revive(hints[name], data[name]) for name in fields})
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    """Give nested dataclasses and tuples their types back."""
+    if value is None:
+        return None
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = [h for h in typing.get_args(hint) if h is not type(None)]
+        return _revive(inner[0], value) if len(inner) == 1 else value
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(typing.cast(type[Any], hint), value)
+    if origin is tuple:
+        return tuple(_revive(typing.get_args(hint)[0], v) for v in value)
+    if origin is list:
+        return [_revive(typing.get_args(hint)[0], v) for v in value]
+    if origin is dict:
+        return {k: _revive(typing.get_args(hint)[1], v) for k, v in value.items()}
+    return value

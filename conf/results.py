@@ -1,0 +1,164 @@
+"""results.json as types: what every report, panel and comparison is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conf.records import SCHEMA_VERSION, AnswerRule, LedgerLine, Measured
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Metric:
+    """The arm's headline number under its task's scoring rule."""
+
+    name: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Latency:
+    """Seconds of separate requests at the stated concurrency, alone on the machine."""
+
+    first_token_p50_seconds: Measured = field(default_factory=Measured)
+    p50_seconds: Measured = field(default_factory=Measured)
+    p95_seconds: Measured = field(default_factory=Measured)
+    concurrency: int = 1
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Tokens:
+    """Mean tokens per test item."""
+
+    prompt: Measured = field(default_factory=Measured)
+    cached: Measured = field(default_factory=Measured)
+    computed: Measured = field(default_factory=Measured)
+    completion: Measured = field(default_factory=Measured)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Cost:
+    """Fixed cost is paid once; request cost for every item served. None: not measured or no price."""
+
+    fixed_usd: float | None = None
+    fixed_device_seconds: float | None = None
+    request_usd: Measured = field(default_factory=Measured)
+    request_device_seconds: Measured = field(default_factory=Measured)
+    usd_per_million_tokens: Measured = field(default_factory=Measured)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Variance:
+    """Variance of the metric by source; None where there was one draw or one seed."""
+
+    items: float | None = None
+    draws: float | None = None
+    seeds: float | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrainCost:
+    """What the fine-tuned arm changed and spent in training."""
+
+    trained_parameters: int
+    checkpoint_bytes: int
+    device_seconds: float
+    peak_memory_bytes: int | None
+    usd: float | None
+    steps: int | None = None
+    tokens: int | None = None
+    learning_rate: float | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ArmResult:
+    """One row of the table."""
+
+    kind: str
+    status: str  # done | failed | refused | stopped
+    is_same_base: bool = True
+    labels_used: int | None = None
+    metric: Metric | None = None
+    accuracy: Measured | None = None
+    accuracy_calibrated: Measured | None = None
+    macro_f1: Measured | None = None
+    format_validity: Measured | None = None
+    consistency: Measured | None = None
+    latency: Latency | None = None
+    tokens: Tokens | None = None
+    cost: Cost | None = None
+    by_label: dict[str, Measured] = field(default_factory=dict)
+    by_slice: dict[str, Measured] = field(default_factory=dict)
+    variance: Variance = field(default_factory=Variance)
+    train: TrainCost | None = None
+    answer_rule: AnswerRule | None = None
+    spent_now_usd: float | None = None
+    spent_now_device_seconds: float | None = None
+    is_reused: bool = False
+    error: str | None = None
+    prompt_example: str | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Pair:
+    """Arms a and b on the same items: difference = a - b, with interval and tests."""
+
+    a: str
+    b: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    p_adjusted: float | None
+    n: int
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class BreakEven:
+    """Requests after which b (the higher fixed cost) has cost less in total than a.
+
+    status: crosses | never (b stays dearer) | always (b is cheaper from the first request) | unknown.
+    unit: usd | device_seconds.
+    """
+
+    a: str
+    b: str
+    requests: float | None
+    low: float | None
+    high: float | None
+    status: str
+    is_high_unbounded: bool = False
+    unit: str = "usd"
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Recommendation:
+    """The verdict and why. arm is None where no arm meets the limits or none can be told apart."""
+
+    arm: str | None
+    verdict: str
+    reasons: tuple[str, ...] = ()
+    would_change_if: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Results:
+    """results.json, whole."""
+
+    run: str
+    task: dict[str, object]
+    model: dict[str, object]
+    arms: dict[str, ArmResult]
+    pairs: tuple[Pair, ...]
+    break_even: tuple[BreakEven, ...]
+    recommendation: Recommendation
+    ledger: tuple[LedgerLine, ...]
+    pricing: dict[str, object] = field(default_factory=dict)
+    decision: dict[str, object] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION

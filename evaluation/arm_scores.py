@@ -1,0 +1,215 @@
+"""From the answers of one arm to scores per item, requests and label counts (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from conf.records import Item, Measured, SampleRecord
+from conf.results import Variance
+from evaluation.run_records import ArmRecords, ArmSpec, RunRecords
+from evaluation.statistics import mean_interval
+
+RequestKey = tuple[str, int, int, int, int | None]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Request:
+    """One request whole: all its calls added up, and the record that holds its answer."""
+
+    final: SampleRecord
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    completion_tokens: int
+    first_token_seconds: float | None  # until the first token of the answer, after any thinking
+    total_seconds: float | None
+
+
+def requests_of(arm: ArmRecords, *, set_name: str) -> list[Request]:
+    """The arm's requests of one set, answered the way its rule says, at its last checkpoint."""
+    samples = [s for s in arm.samples if s.set == set_name and s.num_labels is None]
+    samples = samples or [s for s in arm.samples if s.set == set_name]
+    if arm.rule is not None:
+        samples = [s for s in samples if s.answer_by == arm.rule.answer_by]
+    steps = [s.step for s in samples if s.step is not None]
+    if steps:
+        samples = [s for s in samples if s.step == max(steps)]
+    calls: dict[RequestKey, list[SampleRecord]] = {}
+    for s in samples:
+        key = (s.item_id, s.repeat, s.draw, s.paraphrase, s.train_seed)
+        calls.setdefault(key, []).append(s)
+    return [_request(sorted(group, key=lambda s: s.call)) for group in calls.values()]
+
+
+def _request(calls: Sequence[SampleRecord]) -> Request:
+    final = calls[-1]
+    totals = [c.total_seconds for c in calls]
+    seconds = [t for t in totals if t is not None]
+    is_timed = len(seconds) == len(calls)
+    first = final.first_token_seconds
+    return Request(
+        final=final,
+        prompt_tokens=sum(c.prompt_tokens for c in calls),
+        cached_tokens=sum(c.cached_tokens for c in calls),
+        computed_tokens=sum(c.computed_tokens for c in calls),
+        completion_tokens=sum(c.completion_tokens for c in calls),
+        first_token_seconds=(sum(seconds[:-1]) + first if first is not None and is_timed else None),
+        total_seconds=sum(seconds) if is_timed else None,
+    )
+
+
+def is_right(s: SampleRecord, *, is_calibrated: bool) -> float | None:
+    """1 or 0; an answer that ended in an error is wrong; None where right is not defined."""
+    value = s.is_correct_calibrated if is_calibrated else s.is_correct
+    if value is None:
+        return 0.0 if s.error is not None else None
+    return float(value)
+
+
+def score_of(s: SampleRecord) -> float | None:
+    """The score under the task's rule; an answer that ended in an error scores 0."""
+    if s.score is None:
+        return 0.0 if s.error is not None else None
+    return s.score
+
+
+def by_item(pairs: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Mean per item over draws, repeats and seeds; items without any value are left out."""
+    values: dict[str, list[float]] = {}
+    for item_id, value in pairs:
+        if value is not None:
+            values.setdefault(item_id, []).append(value)
+    return {item_id: fmean(v) for item_id, v in values.items()}
+
+
+def item_scores(
+    requests: Sequence[Request], *, is_label_task: bool, is_calibrated: bool
+) -> dict[str, float]:
+    """Item id -> the value that the arm's metric averages."""
+    if is_label_task:
+        return by_item(
+            (r.final.item_id, is_right(r.final, is_calibrated=is_calibrated)) for r in requests
+        )
+    return by_item((r.final.item_id, score_of(r.final)) for r in requests)
+
+
+def consistency(requests: Sequence[Request], *, confidence: float) -> Measured | None:
+    """Mean over items of the share of pairs of repeats or wordings with equal answers.
+
+    None without at least two answers to an item, and for scored answers, which never vary.
+    """
+    answers: dict[str, list[str | None]] = {}
+    for r in requests:
+        if r.final.answer_by == "generate":
+            answers.setdefault(r.final.item_id, []).append(r.final.answer)
+    shares = []
+    for given in answers.values():
+        n = len(given)
+        if n >= 2:
+            agreeing = sum(c * (c - 1) for c in _counts(given).values())
+            shares.append(agreeing / (n * (n - 1)))
+    return mean_interval(shares, confidence=confidence, is_share=True) if shares else None
+
+
+def _counts(values: Sequence[str | None]) -> dict[str | None, int]:
+    counts: dict[str | None, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def format_validity(requests: Sequence[Request], *, confidence: float) -> Measured | None:
+    """Share of generated answers in a valid format; None where no answer was generated."""
+    valid = by_item(
+        (
+            r.final.item_id,
+            None if r.final.is_format_valid is None else float(r.final.is_format_valid),
+        )
+        for r in requests
+        if r.final.answer_by == "generate"
+    )
+    return (
+        mean_interval(list(valid.values()), confidence=confidence, is_share=True) if valid else None
+    )
+
+
+def sliced(
+    scores: Mapping[str, float], slice_of: Mapping[str, Sequence[str]], *, confidence: float
+) -> dict[str, Measured]:
+    """The metric on each slice: slice_of maps an item to the names of its slices."""
+    values: dict[str, list[float]] = {}
+    for item_id, score in scores.items():
+        for name in slice_of.get(item_id, ()):
+            values.setdefault(name, []).append(score)
+    return {
+        name: mean_interval(v, confidence=confidence, is_share=True)
+        for name, v in sorted(values.items())
+    }
+
+
+def slices_of(items: Mapping[str, Item]) -> dict[str, list[str]]:
+    """Item id -> `name=value` of its slices and its group."""
+    named = {}
+    for item_id, item in items.items():
+        names = [f"{k}={v}" for k, v in item.slices.items()]
+        named[item_id] = names + ([f"group={item.group}"] if item.group is not None else [])
+    return named
+
+
+def variance(
+    requests: Sequence[Request], scores: Mapping[str, float], values: Sequence[float | None]
+) -> Variance:
+    """Variance of the metric over items (of the mean), over draws and over training seeds."""
+    draws: dict[int, list[float]] = {}
+    seeds: dict[int | None, list[float]] = {}
+    for request, value in zip(requests, values, strict=True):
+        if value is not None:
+            draws.setdefault(request.final.draw, []).append(value)
+            seeds.setdefault(request.final.train_seed, []).append(value)
+    n = len(scores)
+    return Variance(
+        items=_sample_variance(list(scores.values())) / n if n >= 2 else None,
+        draws=_sample_variance([fmean(v) for v in draws.values()]) if len(draws) >= 2 else None,
+        seeds=_sample_variance([fmean(v) for v in seeds.values()]) if len(seeds) >= 2 else None,
+    )
+
+
+def _sample_variance(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+
+
+def labels_used(records: RunRecords, name: str) -> int:
+    """Labels of every kind: training rows or shots, and validation labels that chose something.
+
+    Shots come out of the training split, so an arm that trained, or stands on one that did, counts
+    the split once. Validation labels count where there was more than one way to choose from.
+    """
+    chain = records.base_arms(name)
+    specs = [records.arm_specs[a] for a in chain]
+    if any(s.method in ("lora", "full", "instruction", "tfidf") for s in specs):
+        labels = _training_rows(records, chain)
+    else:
+        labels = _shots(records.arm_specs[name], records.arms[name])
+    rules = [rule for a in chain if (rule := records.arms[a].rule) is not None]
+    validated = [
+        m.n or 0 for rule in rules if len(rule.validation) >= 2 for m in rule.validation.values()
+    ]
+    return labels + max(validated, default=0)
+
+
+def _training_rows(records: RunRecords, chain: Sequence[str]) -> int:
+    limits = [
+        t.num_labels for a in chain for t in records.arms[a].train if t.num_labels is not None
+    ]
+    if limits:
+        return max(limits)
+    return sum(item.split == "train" for item in records.items.values())
+
+
+def _shots(spec: ArmSpec, arm: ArmRecords) -> int:
+    """Shots drawn, over all draws that answered test items."""
+    draws = {s.draw for s in arm.samples if s.set == "test"}
+    return spec.num_shots * max(1, len(draws))

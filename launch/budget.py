@@ -1,0 +1,42 @@
+"""`budget.*`: caps on the whole run, checked before each job and as records come in (pure)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from conf.schema import BudgetConfig, PricingConfig
+from launch.plan import Job
+
+
+@dataclass(kw_only=True, slots=True)
+class Budget:
+    """What a run has spent of what it may."""
+
+    config: BudgetConfig
+    pricing: PricingConfig
+    device_seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def spend(self, device_seconds: float) -> None:
+        """Count device-seconds as their records come in."""
+        self.device_seconds += device_seconds
+
+    def refusal(self, job: Job) -> str | None:
+        """Why a job may not start, or None where its estimate still fits."""
+        expected = (job.estimate.seconds or 0.0) * job.devices
+        return self._over(self.device_seconds + expected, f"with {job.id}")
+
+    def _over(self, device_seconds: float, what: str) -> str | None:
+        cap = self.config.max_device_seconds
+        if cap is not None and device_seconds > cap:
+            return f"budget.max_device_seconds={cap:g}: {device_seconds:.0f} {what}"
+        price = self.pricing.usd_per_device_second
+        if self.config.max_usd is not None and price is not None:
+            usd = device_seconds * price
+            if usd > self.config.max_usd:
+                return f"budget.max_usd={self.config.max_usd:g}: {usd:.4f} USD {what}"
+        wall = time.monotonic() - self.started
+        if self.config.max_wall_seconds is not None and wall > self.config.max_wall_seconds:
+            return f"budget.max_wall_seconds={self.config.max_wall_seconds:g}: {wall:.0f} s passed"
+        return None

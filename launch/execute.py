@@ -1,0 +1,323 @@
+"""What each kind of job does: finds its inputs in the job cache, and calls the room that can.
+
+Runs in the scheduler's threads. Heavy work happens in Ray processes (launch/workers.py); preparing
+rows is light and happens here.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conf.errors import JobFailed, ModelError
+from conf.records import (
+    AnswerRule,
+    CheckpointRecord,
+    CurvePoint,
+    Measured,
+    Progress,
+    SampleRecord,
+    TrainRecord,
+    from_dict,
+)
+from conf.resolve import Arm
+from conf.schema import FullMethod, LoraMethod, RunConfig
+from evaluation.models import ModelPlace, make_ready
+from evaluation.statistics import mean_interval, wilson
+from evaluation.tasks import Task
+from launch import workers
+from launch.plan import Job, Machine, Plan, threads_of, workers_of
+from launch.store import JobDirectory, write_json
+from training.job import TrainJob, checkpoint_directory
+
+
+@dataclass(kw_only=True, slots=True)
+class Executor:
+    """Runs one job at a time per thread; shared by all threads of a scheduler."""
+
+    config: RunConfig
+    plan: Plan
+    arms: Mapping[str, Arm]
+    task: Task
+    places: Mapping[str, ModelPlace]
+    machine: Machine
+    run_path: Path
+    _idle: list[tuple[int, Any]] = field(default_factory=list)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, job: Job) -> Iterator[Any]:
+        """The events of a job."""
+        match job.kind:
+            case "model":
+                yield from self._make_model(job)
+            case "rows":
+                yield from self._prepare_rows(job)
+            case "train":
+                yield from self._train(job)
+            case "evaluate" | "curve" | "latency":
+                yield from self._answer(job)
+            case "reference":
+                yield from self._refer(job)
+            case _:
+                raise AssertionError(f"unknown kind of job: {job.kind}")
+
+    def directory(self, job: Job) -> JobDirectory:
+        """Where a job's records and files lie."""
+        return JobDirectory(Path(self.config.run.root), job.key)
+
+    def log_directory(self, job: Job) -> Path:
+        """Where a job's processes write what they print."""
+        return (self.run_path / "logs" / job.id.replace(":", "-")).resolve()
+
+    def _arm(self, job: Job) -> Arm:
+        assert job.arm is not None
+        return self.arms[job.arm]
+
+    def _make_model(self, job: Job) -> Iterator[Any]:
+        name = next(n for n, p in self.places.items() if p.key == job.key)
+        yield Progress(done=0, total=1, unit="models", note="preparing the model, about 30 s")
+        texts = [i.input for split in ("train", "validation") for i in self.task.items[split]]
+        with workers.logged(self.log_directory(job) / "0.log"):
+            make_ready(self.arms[name].model, self.places[name], texts=texts)
+        yield Progress(done=1, total=1, unit="models")
+
+    def _prepare_rows(self, job: Job) -> Iterator[Any]:
+        from evaluation.prepare import training_rows, write_rows
+        from evaluation.rendering import Renderer
+
+        arm = self._arm(job)
+        renderer = Renderer.load(
+            self.places[arm.name].path, layout=arm.model.layout, max_length=arm.model.max_length
+        )
+        rows = training_rows(self.task, arm, renderer)
+        directory = self.directory(job).path
+        write_rows(directory / "rows.jsonl", rows.rows)
+        facts = {
+            "prompt_sha256": rows.prompt_sha256,
+            "num_truncated": rows.num_truncated,
+            "shown_row": rows.shown_row,
+            "renderer_sha256": renderer.sha256,
+            "pad_id": renderer.pad_id,
+        }
+        write_json(directory / "rows.json", facts)
+        yield Progress(done=len(rows.rows), total=len(rows.rows), unit="rows")
+
+    def _train(self, job: Job) -> Iterator[Any]:
+        self.release_idle()
+        arm = self._arm(job)
+        assert isinstance(arm.method, (FullMethod, LoraMethod))
+        rows = self.directory(self.plan.job(f"rows:{arm.name}")).path.resolve()
+        facts = json.loads((rows / "rows.json").read_text(encoding="utf-8"))
+        count = workers_of(self.config, self.machine)
+        place = self.places[arm.name]
+        train_job = TrainJob(
+            arm_name=arm.name,
+            method=arm.method,
+            trainer=arm.trainer,
+            zero=arm.zero,
+            model_dir=str(place.path),
+            base_model=arm.model.path or arm.model.name,
+            base_model_sha256=_model_sha256(place),
+            rows_path=str(rows / "rows.jsonl"),
+            output_dir=str(self.directory(job).path.resolve() / "points"),
+            dtype=workers.dtype_name(arm, self.machine),
+            device=self.machine.device,
+            threads=threads_of(count, self.machine),
+            world_size=count,
+            usd_per_device_second=self.config.pricing.usd_per_device_second,
+            num_labels=len(self.task.items["train"]),
+            **facts,
+        )
+        yield Progress(done=0, total=1, unit="steps", note="starting workers")
+        yield from workers.run_training(
+            train_job, machine=self.machine, log_dir=self.log_directory(job)
+        )
+
+    def _answer(self, job: Job) -> Iterator[Any]:
+        work = self._work(job)
+        actor = self._borrow(job.devices)
+        is_alive = False
+        correct: list[float] = []
+        try:
+            for event in _stream(actor, work):
+                if isinstance(event, SampleRecord) and job.kind == "curve":
+                    correct += [event.score] if event.score is not None else []
+                if isinstance(event, AnswerRule) and work.step is not None:
+                    yield from self._final_point(job, work, event)
+                yield event
+            is_alive = True
+        finally:
+            self._give_back(job.devices, actor, is_alive=is_alive)
+        if job.kind == "curve" and correct:
+            yield self._point(job, work, _measured(correct))
+
+    def _work(self, job: Job) -> workers.AnswerWork:
+        """Everything an evaluator needs for this job."""
+        arm = self._arm(job)
+        model_dir, adapter_dir = self.places[arm.name].path, None
+        step = seed = None
+        checkpoint = self._checkpoint(job)
+        if checkpoint is not None:
+            record = read_checkpoint(checkpoint)
+            step, seed = record.step, record.train_seed
+            if record.kind == "full":
+                model_dir = checkpoint
+            else:
+                adapter_dir = checkpoint
+        sets = {"evaluate": ("validation", "test"), "curve": ("curve",), "latency": ("latency",)}
+        return workers.AnswerWork(
+            job=job.id,
+            arm=arm,
+            sets=sets[job.kind],
+            task=self.task,
+            model_dir=model_dir.resolve(),
+            adapter_dir=adapter_dir.resolve() if adapter_dir else None,
+            step=step,
+            train_seed=seed,
+            machine=self.machine,
+            devices=job.devices,
+            plugins=tuple(str(Path(p).resolve()) for p in self.config.plugins),
+            rule=self._rule(job),
+            log_path=self.log_directory(job) / "0.log",
+        )
+
+    def _checkpoint(self, job: Job) -> Path | None:
+        """The checkpoint that a job answers with, or None for the base model."""
+        arm = self._arm(job)
+        name = arm.name if arm.is_tuned else arm.on
+        if name is None:
+            return None
+        if name not in self.arms:
+            return Path(name)
+        points = self.directory(self.plan.job(f"train:{name}")).path / "points"
+        if job.point is None:
+            return checkpoint_directory(points, "final")
+        steps = sorted(p.name for p in points.glob("step-*"))
+        if job.point >= len(steps):
+            raise JobFailed(f"training of {name} wrote {len(steps)} intermediate checkpoints only")
+        return checkpoint_directory(points, steps[job.point])
+
+    def _rule(self, job: Job) -> AnswerRule | None:
+        """How the arm answers, as its evaluate job chose on validation; latency asks the same way."""
+        if job.kind != "latency":
+            return None
+        events = self.directory(self.plan.job(f"evaluate:{job.arm}")).events()
+        return next((e for e in events if isinstance(e, AnswerRule)), None)
+
+    def _final_point(
+        self, job: Job, work: workers.AnswerWork, rule: AnswerRule
+    ) -> Iterator[CurvePoint]:
+        """The last checkpoint's point on the curve, from the validation that chose the answers."""
+        raw = rule.validation.get(f"{rule.answer_by}/none") or next(
+            iter(rule.validation.values()), None
+        )
+        if job.kind == "evaluate" and raw is not None and self._arm(job).is_tuned:
+            yield self._point(job, work, raw)
+
+    def _point(self, job: Job, work: workers.AnswerWork, value: Measured) -> CurvePoint:
+        training = self.directory(self.plan.job(f"train:{job.arm}"))
+        steps = [e for e in training.events() if isinstance(e, TrainRecord)]
+        assert work.step is not None and job.arm is not None
+        upto = [s for s in steps if s.step <= work.step]
+        is_label_task = bool(self.task.labels) or self.task.kind.name == "multiple_choice"
+        return CurvePoint(
+            arm=job.arm,
+            step=work.step,
+            tokens=sum(s.tokens for s in upto),
+            device_seconds=sum(s.device_seconds for s in upto),
+            metric="accuracy" if is_label_task else self.task.scoring,
+            value=value,
+            train_seed=work.train_seed or 0,
+        )
+
+    def _refer(self, job: Job) -> Iterator[Any]:
+        import ray
+
+        self.release_idle()
+        remote = ray.remote(workers.run_reference).options(
+            num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+        )
+        path = self.log_directory(job) / "0.log"
+        yield from ray.get(remote.remote(job.id, self._arm(job), self.task, path))
+
+    def _borrow(self, devices: int) -> Any:
+        with self._guard:
+            for place, (size, actor) in enumerate(self._idle):
+                if size == devices:
+                    del self._idle[place]
+                    return actor
+        return workers.evaluator(self.machine, devices=devices)
+
+    def _give_back(self, devices: int, actor: Any, *, is_alive: bool) -> None:
+        if is_alive:
+            with self._guard:
+                self._idle.append((devices, actor))
+        else:
+            _kill(actor)
+
+    def release_idle(self) -> None:
+        """End evaluators that wait for work, so that a training finds its devices free."""
+        with self._guard:
+            idle, self._idle = self._idle, []
+        for _, actor in idle:
+            _kill(actor)
+
+
+def _stream(actor: Any, work: workers.AnswerWork) -> Iterator[Any]:
+    import ray
+
+    for reference in actor.answer.options(num_returns="streaming").remote(work):
+        yield from ray.get(reference)
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    ray.kill(actor, no_restart=True)
+
+
+def _measured(values: list[float]) -> Measured:
+    if all(v in (0.0, 1.0) for v in values):
+        return wilson(sum(values), len(values))
+    return mean_interval(values)
+
+
+def _model_sha256(place: ModelPlace) -> str:
+    from evaluation.model_facts import facts
+
+    return facts(place.path).sha256
+
+
+def read_checkpoint(directory: Path) -> CheckpointRecord:
+    """checkpoint.json of our own checkpoints; plain peft and transformers directories do without.
+
+    Raises:
+        ModelError: the directory is neither.
+    """
+    own = directory / "checkpoint.json"
+    if own.is_file():
+        return from_dict(CheckpointRecord, json.loads(own.read_text(encoding="utf-8")))
+    is_adapter = (directory / "adapter_config.json").is_file()
+    if not is_adapter and not (directory / "config.json").is_file():
+        raise ModelError(
+            str(directory),
+            found="no checkpoint.json, adapter_config.json or config.json",
+            expected="a checkpoint directory of a run, or one that peft or transformers saved",
+            remedy="write arms.NAME.on=outputs/RUN/arms/lora/final/checkpoint",
+        )
+    return CheckpointRecord(
+        arm="",
+        kind="lora" if is_adapter else "full",
+        step=0,
+        tokens=0,
+        base_model="",
+        base_model_sha256="",
+        renderer_sha256="",
+        prompt_sha256="",
+        files={},
+        trained_parameters=0,
+    )

@@ -1,0 +1,50 @@
+"""What people type, made into what Hydra takes (pure)."""
+
+from __future__ import annotations
+
+import re
+
+from conf.errors import ConfigError
+
+_SECRET = re.compile(r"(api[_-]?key|token|secret|password|passwd)(=|$)", re.IGNORECASE)
+_DIGIT_GROUP = re.compile(r"^(zero)=([0-3])$")
+
+
+def key_of(override: str) -> str:
+    """The key of an override without +, ++ or ~."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def rewrite(overrides: list[str]) -> list[str]:
+    """Overrides with what they imply.
+
+    `task.path` or `task.files` alone implies `task=file`, `model.path` alone implies `model=hub`;
+    `zero=3` is quoted, since Hydra would read the preset's name as a number.
+
+    Raises:
+        ConfigError: a key that looks like a secret, which would be stored with the configuration.
+    """
+    keys = [key_of(o) for o in overrides]
+    for override, key in zip(overrides, keys, strict=True):
+        if not override.startswith("-") and _SECRET.search(key.rsplit(".", 1)[-1]):
+            raise ConfigError(
+                key,
+                found="a secret on the command line",
+                expected="secrets in the environment only, e.g. WANDB_API_KEY",
+                remedy=f"export it, and leave {key} out",
+            )
+    quoted = [_DIGIT_GROUP.sub(r"\1='\2'", o) for o in overrides]
+    implied = []
+    if any(k == "task.path" or k.startswith("task.files") for k in keys) and "task" not in keys:
+        implied.append("task=file")
+    if "model.path" in keys and "model" not in keys:
+        implied.append("model=hub")
+    return quoted + implied
+
+
+def experiment_of(overrides: list[str]) -> str | None:
+    """The name after `+exp=`."""
+    for override in overrides:
+        if key_of(override) == "exp":
+            return override.partition("=")[2]
+    return None

@@ -1,0 +1,309 @@
+"""From a checked configuration to the jobs that answer it (pure).
+
+A job's key is the hash of all that determines its records, and nothing else: not its name, not the
+run, not the machine (latency excepted). The same key found finished in the cache is not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.errors import ConfigError, NotBuiltYet
+from conf.hashing import plain, sha256_of, sha256_of_file
+from conf.resolve import Arm
+from conf.schema import GivenMethod, RunConfig, TaskKind, TfidfMethod
+
+# Raised by hand when a change alters records that a job leaves; cached jobs of older numbers are
+# then not found any more.
+RECORDS_VERSION = 1
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Machine:
+    """What a plan is made for: device slots in all, slots per node, and their kind."""
+
+    devices: int
+    devices_per_node: int
+    device: str  # cpu | cuda
+    name: str  # what latency depends on, e.g. the processor's name
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ModelSource:
+    """Where an arm's base model comes from: key identifies its bytes; is_ready needs no job."""
+
+    key: str
+    is_ready: bool
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Estimate:
+    """What a job is expected to need. None: not estimated."""
+
+    tokens: int | None = None
+    seconds: float | None = None
+    usd: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Job:
+    """A unit of the plan. kind: model | rows | train | evaluate | curve | latency | reference.
+
+    point: curve jobs only, which of the training's intermediate checkpoints (0 is the first).
+    is_exclusive: nothing else may run on the machine at the same time.
+    """
+
+    id: str
+    kind: str
+    arm: str | None
+    key: str
+    depends_on: tuple[str, ...] = ()
+    devices: int = 0
+    is_exclusive: bool = False
+    point: int | None = None
+    estimate: Estimate = Estimate()
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Plan:
+    """All jobs of a run in an order in which they could run one after another."""
+
+    jobs: tuple[Job, ...]
+
+    def job(self, job_id: str) -> Job:
+        """The job of this id."""
+        return next(j for j in self.jobs if j.id == job_id)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TaskFacts:
+    """What a plan needs to know of a task."""
+
+    sha256: str
+    kind: TaskKind
+
+
+def check_arms(arms: Mapping[str, Arm], task: TaskFacts) -> None:
+    """Refuse arms that cannot run on this task, or that no room can do yet."""
+    for name, arm in arms.items():
+        if arm.kind == "instruction":
+            raise NotBuiltYet(
+                f"arms.{name} (instruction tuning on a mix of sources)",
+                instead="fine-tune on prompt/completion pairs: "
+                "python launch.py +exp=lora task.path=pairs.json",
+            )
+        if arm.kind == "tfidf" and task.kind is not TaskKind.classification:
+            raise ConfigError(
+                f"arms.{name}",
+                found=f"TF-IDF on a {task.kind.name} task",
+                expected="a classification task",
+                remedy=f"drop it: ~method@arms.{name}",
+            )
+
+
+def with_reference(config: RunConfig, task: TaskFacts) -> RunConfig:
+    """The configuration with a bag-of-words classifier beside the arms of every classification."""
+    is_there = any(method.kind == "tfidf" for method in config.arms.values())
+    if is_there or task.kind is not TaskKind.classification:
+        return config
+    return dataclasses.replace(config, arms={**config.arms, "tfidf": TfidfMethod()})
+
+
+def build_plan(
+    config: RunConfig,
+    arms: Mapping[str, Arm],
+    *,
+    task: TaskFacts,
+    models: Mapping[str, ModelSource],
+    plugins: tuple[str, ...],
+    machine: Machine,
+) -> Plan:
+    """All jobs of a run.
+
+    Trainings stand first, for their checkpoints are what most of the rest waits for.
+
+    Args:
+        config: the run's configuration.
+        arms: resolved arms by name.
+        task: hash and kind of the task.
+        models: the base model of each arm that has one.
+        plugins: sha256 of each plugin file.
+        machine: what there is to run on.
+    """
+    common = {"version": RECORDS_VERSION, "task": task.sha256, "plugins": plugins}
+    jobs: list[Job] = _model_jobs(arms, models)
+    tuned = [a for a in arms.values() if a.is_tuned]
+    rows = {a.name: _rows_job(a, models[a.name], common) for a in tuned}
+    trainings = {
+        a.name: _train_job(config, a, models[a.name], rows[a.name], machine) for a in tuned
+    }
+    jobs += [*rows.values(), *trainings.values()]
+    for arm in arms.values():
+        if arm.kind in ("tfidf", "given"):
+            jobs.append(_reference_job(arm, common))
+        else:
+            jobs += _answer_jobs(arm, models[arm.name], trainings, common, machine)
+    return Plan(jobs=tuple(jobs))
+
+
+def _model_jobs(arms: Mapping[str, Arm], models: Mapping[str, ModelSource]) -> list[Job]:
+    sources = {m.key: m for name, m in models.items() if name in arms and not m.is_ready}
+    return [
+        Job(id=f"model:{key[:8]}", kind="model", arm=None, key=key) for key in sources
+    ]
+
+
+def _needs_model(source: ModelSource) -> tuple[str, ...]:
+    return () if source.is_ready else (f"model:{source.key[:8]}",)
+
+
+def workers_of(config: RunConfig, machine: Machine) -> int:
+    """Training workers: as asked, else one per accelerator, or on CPU one per node.
+
+    On CPU a worker uses its node's cores as threads: two one-thread workers would send each full
+    gradient (540 MB for 135M parameters) over gloo at every step.
+    """
+    if config.cluster.workers is not None:
+        return config.cluster.workers
+    return config.cluster.nodes if machine.device == "cpu" else machine.devices
+
+
+def threads_of(workers: int, machine: Machine) -> int:
+    """CPU threads of one training worker; 1 where an accelerator computes."""
+    return max(1, machine.devices // workers) if machine.device == "cpu" else 1
+
+
+def _model_facts(arm: Arm, source: ModelSource) -> list[object]:
+    return [source.key, arm.model.dtype.name, arm.model.layout, arm.model.max_length]
+
+
+def _rows_job(arm: Arm, source: ModelSource, common: object) -> Job:
+    """The prepare job of a training: its prompts and targets, rendered and tokenised once."""
+    method = arm.answering
+    prompt = [method.prompt, method.num_shots, method.shot_selection, method.draw, method.persona]
+    prompt += [method.instruction, _prompt_file(method.prompt)]
+    key = {"kind": "rows", "common": common, "prompt": prompt, "model": _model_facts(arm, source)}
+    return Job(
+        id=f"rows:{arm.name}",
+        kind="rows",
+        arm=arm.name,
+        key=sha256_of(key),
+        depends_on=_needs_model(source),
+    )
+
+
+def _prompt_file(prompt: str) -> str | None:
+    """The hash of the user's own prompt file, so that an edited file is a new prompt."""
+    path = Path(prompt)
+    return sha256_of_file(path) if path.suffix == ".md" and path.is_file() else None
+
+
+def _train_job(
+    config: RunConfig, arm: Arm, source: ModelSource, rows: Job, machine: Machine
+) -> Job:
+    workers = workers_of(config, machine)
+    method = {
+        name: value
+        for name, value in plain(arm.method).items()
+        if name in ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules")
+    }
+    key = {
+        "kind": "train",
+        "rows": rows.key,
+        "method": method,
+        "trainer": arm.trainer,
+        "zero": arm.zero,
+        "model": _model_facts(arm, source),
+        "workers": workers,
+    }
+    devices = workers * threads_of(workers, machine)
+    return Job(
+        id=f"train:{arm.name}",
+        kind="train",
+        arm=arm.name,
+        key=sha256_of(key),
+        depends_on=(*_needs_model(source), rows.id),
+        devices=devices,
+    )
+
+
+def _answer_jobs(
+    arm: Arm,
+    source: ModelSource,
+    trainings: Mapping[str, Job],
+    common: object,
+    machine: Machine,
+) -> list[Job]:
+    """The jobs that answer items with an arm: curve points, validation and test, latency."""
+    training = trainings.get(arm.name) or trainings.get(arm.on or "")
+    depends_on = _needs_model(source) + ((training.id,) if training else ())
+    determined = {
+        "common": common,
+        "method": arm.method,
+        "engine": arm.engine,
+        "prompt_file": _prompt_file(arm.answering.prompt),
+        "model": _model_facts(arm, source),
+        "training": training.key if training else arm.on,
+    }
+    devices = machine.devices_per_node if machine.device == "cpu" else 1
+    jobs = []
+    if arm.is_tuned:
+        for point in range(arm.trainer.num_points - 1):
+            jobs.append(
+                Job(
+                    id=f"curve:{arm.name}:{point}",
+                    kind="curve",
+                    arm=arm.name,
+                    key=sha256_of({"kind": "curve", "point": point, **determined}),
+                    depends_on=depends_on,
+                    devices=devices,
+                    point=point,
+                )
+            )
+    evaluate = Job(
+        id=f"evaluate:{arm.name}",
+        kind="evaluate",
+        arm=arm.name,
+        key=sha256_of({"kind": "evaluate", **determined}),
+        depends_on=depends_on,
+        devices=devices,
+    )
+    jobs.append(evaluate)
+    if arm.engine.latency_requests:
+        jobs.append(
+            Job(
+                id=f"latency:{arm.name}",
+                kind="latency",
+                arm=arm.name,
+                key=sha256_of({"kind": "latency", "on": machine.name, **determined}),
+                depends_on=(evaluate.id,),
+                devices=devices,
+                is_exclusive=True,
+            )
+        )
+    return jobs
+
+
+def _reference_job(arm: Arm, common: object) -> Job:
+    method: object = arm.method
+    if isinstance(arm.method, GivenMethod):
+        path = Path(arm.method.path)
+        if not path.is_file():
+            raise ConfigError(
+                f"arms.{arm.name}.path",
+                found=f"{arm.method.path}, which is not a file",
+                expected="a CSV or JSONL file with columns id and answer",
+                remedy=f"write arms.{arm.name}.path=predictions.csv",
+            )
+        method = [arm.method, sha256_of_file(path)]
+    return Job(
+        id=f"reference:{arm.name}",
+        kind="reference",
+        arm=arm.name,
+        key=sha256_of({"kind": "reference", "common": common, "method": method}),
+        devices=1,
+    )

@@ -1,0 +1,331 @@
+"""Everything that can be refused before anything starts, in one pass, without torch, Ray or transformers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.errors import ClusterError, ConfigError, ModelError, NotBuiltYet
+from conf.hashing import plain, sha256_of
+from conf.resolve import Arm, resolve_arms
+from conf.schema import (
+    AnsweringMethod,
+    KernelImpl,
+    LoraMethod,
+    RunConfig,
+    non_finite_keys,
+)
+from evaluation.engines import check_engine
+from evaluation.model_facts import ModelFacts, facts
+from evaluation.models import ModelPlace, locate
+from evaluation.plugins import load_plugins
+from evaluation.prompts import get_style
+from evaluation.tasks import Task, load_task
+from launch import plan as planning
+from launch.cluster import check_cluster, local_machine
+from launch.estimate import with_estimates
+from launch.plan import Machine, ModelSource, Plan, TaskFacts
+from launch.tracking import mode_of
+
+NOT_BUILT_EXPERIMENTS = {
+    "label_curve": "compare a few sizes by hand: python launch.py +exp=compare task.limit.train=50",
+    "sweep": "try values by hand: python launch.py +exp=lora trainer.learning_rate=3e-4",
+}
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Checked:
+    """A run that may start: nothing in it is refused any more."""
+
+    config: RunConfig
+    exp: str
+    command: str
+    name: str
+    task: Task
+    arms: dict[str, Arm]
+    places: dict[str, ModelPlace]
+    model_facts: dict[str, ModelFacts]  # of the base models that are ready
+    machine: Machine
+    plan: Plan
+    wandb_mode: str
+
+    @property
+    def root(self) -> Path:
+        """Where runs and the cache lie."""
+        return Path(self.config.run.root)
+
+
+def check(config: RunConfig, *, exp: str | None, command: str) -> Checked:
+    """Check a composed configuration against data, models and machine.
+
+    Raises:
+        Refused: with the key or file, what was found, what is expected, and what to write.
+    """
+    _check_values(config, exp)
+    check_cluster(config.cluster)
+    plugins = load_plugins(config.plugins)
+    task = load_task(config.task)
+    name = _run_name(config, exp or "run")
+    config = planning.with_reference(config, TaskFacts(sha256=task.sha256, kind=task.kind))
+    arms = _checked_arms(config, task)
+    machine = local_machine(config.cluster)
+    places = _places(config, arms, task)
+    ready = {n: facts(p.path) for n, p in places.items() if p.kind == "ready"}
+    _check_models(arms, ready)
+    checkpoints = {n: _checkpoint_key(a, arms) for n, a in arms.items()}
+    sources = {
+        name: ModelSource(
+            key=sha256_of([_place_key(place, ready.get(name)), checkpoints[name]])
+            if checkpoints[name]
+            else _place_key(place, ready.get(name)),
+            is_ready=place.kind == "ready",
+        )
+        for name, place in places.items()
+    }
+    _check_workers(config, arms, machine)
+    _check_writable(Path(config.run.root))
+    plan = planning.build_plan(
+        config,
+        arms,
+        task=TaskFacts(sha256=task.sha256, kind=task.kind),
+        models=sources,
+        plugins=plugins,
+        machine=machine,
+    )
+    plan = with_estimates(
+        plan,
+        arms=arms,
+        task=task,
+        places=places,
+        machine=machine,
+        usd_per_device_second=config.pricing.usd_per_device_second,
+    )
+    _check_budget(config, plan)
+    return Checked(
+        config=config,
+        exp=exp or "run",
+        command=command,
+        name=name,
+        task=task,
+        arms=arms,
+        places=places,
+        model_facts=ready,
+        machine=machine,
+        plan=plan,
+        wandb_mode=mode_of(config),
+    )
+
+
+def _check_values(config: RunConfig, exp: str | None) -> None:
+    for key in non_finite_keys(plain(config)):
+        raise ConfigError(key, found="nan or infinity", expected="a finite number")
+    if exp in NOT_BUILT_EXPERIMENTS:
+        raise NotBuiltYet(f"+exp={exp}", instead=NOT_BUILT_EXPERIMENTS[exp])
+    if not config.arms:
+        raise ConfigError(
+            "arms",
+            found="no arm",
+            expected="at least one arm to run",
+            remedy="name an experiment, e.g. +exp=compare; `python launch.py` lists them",
+        )
+    for name in config.arms:
+        if not name.replace("_", "").replace("-", "").isalnum() or len(name) > 64:
+            raise ConfigError(
+                f"arms.{name}", found=name, expected="a name of letters, digits, _ and -"
+            )
+    if config.sweep.name != "none":
+        raise NotBuiltYet(f"sweep={config.sweep.name}", instead=NOT_BUILT_EXPERIMENTS["sweep"])
+    if config.kernels.impl in (KernelImpl.triton, KernelImpl.cpu):
+        raise NotBuiltYet(
+            f"kernels.impl={config.kernels.impl.name}", instead="write kernels.impl=auto"
+        )
+    _check_distribution_name()
+
+
+def _check_distribution_name() -> None:
+    """A distribution called `kernels` and our folder of that name cannot both be imported."""
+    try:
+        importlib.metadata.distribution("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    raise ConfigError(
+        "the installed package `kernels`",
+        found="a distribution with the name of this project's folder kernels/",
+        expected="an environment without it",
+        remedy="type: pip uninstall kernels, or use the .venv that `make install` makes",
+    )
+
+
+def _checked_arms(config: RunConfig, task: Task) -> dict[str, Arm]:
+    arms = resolve_arms(config)
+    planning.check_arms(arms, TaskFacts(sha256=task.sha256, kind=task.kind))
+    for arm in arms.values():
+        if isinstance(arm.method, AnsweringMethod):
+            check_engine(arm.engine)
+            get_style(arm.method.prompt)
+            _check_prompt(arm, task)
+    return arms
+
+
+def _check_prompt(arm: Arm, task: Task) -> None:
+    method = arm.answering
+    if method.num_shots > len(task.items["train"]):
+        raise ConfigError(
+            f"arms.{arm.name}.num_shots",
+            found=f"{method.num_shots} shots",
+            expected=f"at most {len(task.items['train'])}, the training items there are",
+        )
+    if arm.is_tuned and arm.engine.name == "scripted":
+        raise ConfigError(
+            f"arms.{arm.name}",
+            found="a fine-tuned arm with the scripted engine, which has no weights",
+            expected="prompted arms only, or a real engine",
+            remedy="type engine=transformers model=tiny for a fast trial",
+        )
+
+
+def _places(config: RunConfig, arms: dict[str, Arm], task: Task) -> dict[str, ModelPlace]:
+    cache = Path(config.run.root) / ".cache"
+    return {
+        name: locate(arm.model, cache=cache, texts_sha256=task.sha256)
+        for name, arm in arms.items()
+        if isinstance(arm.method, AnsweringMethod)
+    }
+
+
+def _place_key(place: ModelPlace, ready: ModelFacts | None) -> str:
+    """What identifies a model's bytes: a made directory's key, else the directory's own hash."""
+    is_made = place.path.parent.name == "models" and place.path.name == place.key
+    return place.key if is_made or ready is None else ready.sha256
+
+
+def _checkpoint_key(arm: Arm, arms: dict[str, Arm]) -> str | None:
+    """The hash of the user's own checkpoint directory that an arm runs on."""
+    if arm.on is None or arm.on in arms:
+        return None
+    directory = Path(arm.on)
+    if not directory.is_dir():
+        raise ConfigError(
+            f"arms.{arm.name}.on",
+            found=f"{arm.on}, neither an arm of this run nor a directory",
+            expected=f"one of {', '.join(n for n, a in arms.items() if a.is_tuned) or 'no arm here'}"
+            ", or a checkpoint directory",
+            remedy=f"write arms.{arm.name}.on=outputs/RUN/arms/lora/final/checkpoint",
+        )
+    return checkpoint_sha256(directory)
+
+
+def checkpoint_sha256(directory: Path) -> str:
+    """Names, sizes and contents' ends of a checkpoint's files; refuses pickles.
+
+    Raises:
+        ModelError: a pickle among the weights, or no weights in safetensors.
+    """
+    from launch.execute import read_checkpoint
+
+    read_checkpoint(directory)
+    files = sorted(p for p in directory.iterdir() if p.is_file())
+    bad = [p.name for p in files if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    if bad or not any(p.suffix == ".safetensors" for p in files):
+        raise ModelError(
+            str(directory),
+            found=", ".join(bad) or "no .safetensors file",
+            expected="weights in safetensors only: loading a pickle runs its code",
+            remedy="save it again with save_pretrained(..., safe_serialization=True)",
+        )
+    content = []
+    for path in files:
+        with path.open("rb") as stream:
+            head = stream.read(1 << 20)
+            stream.seek(max(0, path.stat().st_size - (1 << 20)))
+            content.append([path.name, path.stat().st_size, head.hex(), stream.read().hex()])
+    return sha256_of(content)
+
+
+def _check_models(arms: dict[str, Arm], ready: dict[str, ModelFacts]) -> None:
+    """LoRA targets must exist; read from the headers of the weights, in milliseconds."""
+    for name, arm in arms.items():
+        if not isinstance(arm.method, LoraMethod) or name not in ready:
+            continue
+        known = sorted({m.rsplit(".", 1)[-1] for m in ready[name].linear_module_names})
+        for target in arm.method.target_modules:
+            if target not in known and target not in ready[name].linear_module_names:
+                raise ConfigError(
+                    f"arms.{name}.target_modules",
+                    found=target,
+                    expected=f"linear layers of the model: {', '.join(known)}",
+                    remedy=f"write arms.{name}.target_modules=[{','.join(known[:2])}], or leave it "
+                    "out for all linear layers",
+                )
+
+
+def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) -> None:
+    workers = planning.workers_of(config, machine)
+    for name, arm in arms.items():
+        size = arm.trainer.batch_size
+        if arm.is_tuned and size % workers:
+            raise ConfigError(
+                f"arms.{name}.trainer.batch_size",
+                found=f"{size} examples over {workers} workers",
+                expected="a multiple of the number of workers",
+                remedy=f"write trainer.batch_size={-(-size // workers) * workers}",
+            )
+        micro = arm.trainer.micro_batch_size
+        if arm.is_tuned and micro is not None and (size // workers) % micro:
+            raise ConfigError(
+                f"arms.{name}.trainer.micro_batch_size",
+                found=f"{micro}, with {size // workers} examples per worker and step",
+                expected="a divisor of the examples per worker and step",
+            )
+
+
+def _check_budget(config: RunConfig, plan: Plan) -> None:
+    """Refuse a run whose estimate is over its budget. What is unknown is not counted."""
+    totals = {
+        "max_usd": sum(j.estimate.usd or 0.0 for j in plan.jobs),
+        "max_device_seconds": sum((j.estimate.seconds or 0.0) * j.devices for j in plan.jobs),
+    }
+    for key, total in totals.items():
+        cap = getattr(config.budget, key)
+        if cap is not None and total > cap:
+            raise ConfigError(
+                f"budget.{key}",
+                found=f"{cap:g}, and a plan of about {total:.3g}",
+                expected="a budget that the plan fits",
+                remedy="raise it, drop arms (~method@arms.full), or lower task.limit.*; "
+                "dry_run=true shows the plan",
+            )
+
+
+def _check_writable(root: Path) -> None:
+    """The first existing directory on the way to the root must be writable."""
+    place = root.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ClusterError(
+            "run.root",
+            found=f"{root}: {place} cannot be written",
+            expected="a directory that can be written",
+            remedy="write run.root=DIRECTORY",
+        )
+
+
+def _run_name(config: RunConfig, exp: str) -> str:
+    """The user's name, else <exp>-<task>-<model>-<8 hex>: the same command is the same directory."""
+    if config.run.name:
+        name = config.run.name
+        allowed = name.replace(".", "").replace("_", "").replace("-", "").isalnum()
+        if not allowed or len(name) > 128 or name.startswith("."):
+            raise ConfigError(
+                "run.name", found=name, expected="letters, digits, '.', '_' and '-' only"
+            )
+        return name
+    content = {
+        k: v
+        for k, v in plain(config).items()
+        if k not in ("run", "cluster", "tracking", "dry_run")
+    }
+    return f"{exp}-{config.task.name}-{config.model.name}-{sha256_of(content)[:8]}"

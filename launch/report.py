@@ -1,0 +1,80 @@
+"""`python -m launch.report RUN [overrides]`: decide again from records alone, in seconds.
+
+Overrides of `decision`, `pricing` and `report` apply; anything else would need new records.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from conf.errors import ConfigError, DataError
+from conf.schema import DecisionConfig, PriceConfig, PricingConfig
+from launch.cli import guarded
+from launch.compose import compose_config
+from launch.overrides import key_of
+
+ALLOWED = ("decision", "pricing", "report")
+
+
+def report(arguments: list[str]) -> int:
+    """Write the report of a run again, under another volume, price or limit."""
+    if not arguments:
+        raise ConfigError(
+            "python -m launch.report", found="no run", expected="a run directory",
+            remedy="python -m launch.report outputs/RUN decision.requests_per_month=1e6",
+        )
+    run, overrides = Path(arguments[0]), arguments[1:]
+    for override in overrides:
+        if key_of(override).partition(".")[0] not in ALLOWED:
+            raise ConfigError(
+                key_of(override), found=override, expected=f"keys of {', '.join(ALLOWED)}",
+                remedy="type the run's own command with this override for new records",
+            )
+    if not (run / "config.json").is_file():
+        raise DataError(str(run), found="no config.json", expected="a run directory")
+    from rich.console import Console
+
+    from evaluation import panel
+    from evaluation.report import write_report
+    from evaluation.run_records import read_run
+    from evaluation.summary import summarise
+
+    records = read_run(run)
+    decision, pricing = changed_sections(records.config["config"], overrides)
+    results = summarise(records, decision=decision, pricing=pricing)
+    paths = write_report(results, records, run)
+    console = Console()
+    panel.final(results, console)
+    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def changed_sections(
+    stored: dict[str, Any], overrides: list[str]
+) -> tuple[DecisionConfig, PricingConfig]:
+    """The run's own decision and pricing with the typed keys on top."""
+    typed = compose_config(overrides)
+    keys = [key_of(o) for o in overrides]
+    decision = DecisionConfig(
+        **stored["decision"]
+        | {k[9:]: getattr(typed.decision, k[9:]) for k in keys if k.startswith("decision.")}
+    )
+    if "pricing" in keys:  # a preset replaces the price, its source and its date together
+        return decision, typed.pricing
+    hour = stored["pricing"]["device_hour"] | {
+        k[20:]: getattr(typed.pricing.device_hour, k[20:])
+        for k in keys
+        if k.startswith("pricing.device_hour.")
+    }
+    rest = {
+        k[8:]: getattr(typed.pricing, k[8:]) for k in keys if k in ("pricing.source", "pricing.date")
+    }
+    return decision, PricingConfig(
+        **stored["pricing"] | {"device_hour": PriceConfig(**hour)} | rest
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: report(sys.argv[1:])))

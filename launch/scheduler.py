@@ -1,0 +1,175 @@
+"""Start what is ready, within the devices there are; collect, retry, stop. No domain knowledge.
+
+Each running job is a thread that drains the job's iterator into one queue; the main thread alone
+handles events, so there is one writer of every file.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from launch.plan import Job, Plan
+
+TICK_SECONDS = 0.25
+MAX_ATTEMPTS = 2
+
+
+@dataclass(kw_only=True, slots=True)
+class JobState:
+    """Where a job stands. status: waiting | running | done | reused | failed | skipped | stopped."""
+
+    job: Job
+    status: str = "waiting"
+    attempts: int = 0
+    started: float | None = None
+    seconds: float = 0.0
+    error: BaseException | None = None
+    reason: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job will not run any more."""
+        return self.status not in ("waiting", "running")
+
+
+class Listener(Protocol):
+    """Who is told what happens, always from the main thread."""
+
+    def on_start(self, state: JobState) -> None:
+        """A job was started (attempts counts from 1)."""
+
+    def on_event(self, state: JobState, event: Any) -> None:
+        """A running job yielded an event."""
+
+    def on_end(self, state: JobState) -> None:
+        """A job is over; status says how."""
+
+    def on_tick(self, states: dict[str, JobState]) -> None:
+        """Called a few times a second."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Scheduler:
+    """Runs a plan.
+
+    Args:
+        plan: jobs with dependencies.
+        slots: device slots in all.
+        run_job: yields the events of a job; raises where it fails. Called in a thread of its own.
+        listener: told of everything.
+        may_start: None, or why no further job may start (a budget that is spent).
+        is_retryable: whether a failure came from the machines and a second attempt may mend it.
+        finished: ids of jobs whose records were found in the cache.
+    """
+
+    plan: Plan
+    slots: int
+    run_job: Callable[[Job], Iterator[Any]]
+    listener: Listener
+    may_start: Callable[[Job], str | None]
+    is_retryable: Callable[[BaseException], bool]
+    finished: frozenset[str] = frozenset()
+    states: dict[str, JobState] = field(default_factory=dict)
+    stop_reason: str | None = None
+    _queue: queue.SimpleQueue[tuple[str, JobState, Any]] = field(default_factory=queue.SimpleQueue)
+
+    def run(self) -> dict[str, JobState]:
+        """Run until every job is over; returns the state of each."""
+        for job in self.plan.jobs:
+            status = "reused" if job.id in self.finished else "waiting"
+            self.states[job.id] = JobState(job=job, status=status)
+        while not all(s.is_over for s in self.states.values()):
+            self._skip_hopeless()
+            self._start_ready()
+            self._drain()
+            self.listener.on_tick(self.states)
+        return self.states
+
+    def _running(self) -> list[JobState]:
+        return [s for s in self.states.values() if s.status == "running"]
+
+    def _skip_hopeless(self) -> None:
+        """End jobs whose dependencies cannot be met any more."""
+        for state in self.states.values():
+            if state.status != "waiting":
+                continue
+            for name in state.job.depends_on:
+                needed = self.states[name]
+                if needed.status in ("failed", "skipped", "stopped"):
+                    state.status = "stopped" if needed.status == "stopped" else "skipped"
+                    state.reason = needed.reason or f"{name} {needed.status}"
+                    self.listener.on_end(state)
+                    break
+
+    def _start_ready(self) -> None:
+        for state in self.states.values():
+            if state.status != "waiting" or not self._is_ready(state.job):
+                continue
+            reason = self.stop_reason or self.may_start(state.job)
+            if reason:
+                self.stop_reason = reason
+                state.status, state.reason = "stopped", reason
+                self.listener.on_end(state)
+                continue
+            self._start(state)
+
+    def _is_ready(self, job: Job) -> bool:
+        running = self._running()
+        if any(s.job.is_exclusive for s in running) or (job.is_exclusive and running):
+            return False
+        used = sum(s.job.devices for s in running)
+        if used + min(job.devices, self.slots) > self.slots:
+            return False
+        return all(self.states[name].status in ("done", "reused") for name in job.depends_on)
+
+    def _start(self, state: JobState) -> None:
+        state.status = "running"
+        state.attempts += 1
+        state.started = time.monotonic()
+        self.listener.on_start(state)
+        threading.Thread(
+            target=self._drive, args=(state,), name=state.job.id, daemon=True
+        ).start()
+
+    def _drive(self, state: JobState) -> None:
+        try:
+            for event in self.run_job(state.job):
+                self._queue.put(("event", state, event))
+        except BaseException as error:  # noqa: BLE001 - reported to the main thread, which decides
+            self._queue.put(("end", state, error))
+        else:
+            self._queue.put(("end", state, None))
+
+    def _drain(self) -> None:
+        """Handle events until the queue is empty, waiting at most one tick for the first."""
+        deadline = time.monotonic() + TICK_SECONDS
+        while True:
+            wait = max(0.0, deadline - time.monotonic())
+            try:
+                kind, state, value = self._queue.get(timeout=wait)
+            except queue.Empty:
+                return
+            if kind == "event":
+                self.listener.on_event(state, value)
+            else:
+                self._end(state, value)
+                return
+
+    def _end(self, state: JobState, error: BaseException | None) -> None:
+        assert state.started is not None
+        state.seconds = time.monotonic() - state.started
+        if error is None:
+            state.status = "done"
+        elif self.is_retryable(error) and state.attempts < MAX_ATTEMPTS:
+            state.status = "waiting"
+            state.reason = f"attempt {state.attempts} lost: {type(error).__name__}"
+            return
+        else:
+            state.status, state.error = "failed", error
+            state.reason = str(error) or type(error).__name__
+        self.listener.on_end(state)

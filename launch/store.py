@@ -1,0 +1,283 @@
+"""The run directory and the job cache: paths, append-only records, one writer, atomic files.
+
+outputs/<run>/ belongs to one run and is rebuilt from its jobs; outputs/.cache/jobs/<key>/ holds each
+job once, by the hash of all that determines it, and is shared by all runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from conf.errors import ClusterError
+from conf.hashing import plain
+from conf.records import (
+    RECORD_TYPES,
+    AnswerRule,
+    CurvePoint,
+    Item,
+    JournalEvent,
+    LedgerLine,
+    PromptText,
+    SampleRecord,
+    TrainRecord,
+    TrainSummary,
+    from_dict,
+    to_dict,
+)
+
+Event = (
+    SampleRecord
+    | TrainRecord
+    | CurvePoint
+    | LedgerLine
+    | AnswerRule
+    | PromptText
+    | TrainSummary
+)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new text, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as indented JSON, atomically."""
+    write_atomically(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+
+
+class Lines:
+    """An append-only JSONL file; each line is flushed to the kernel before `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: IO[str] = path.open("a", encoding="utf-8")
+
+    def append(self, value: Any) -> None:
+        """Write one line."""
+        self._stream.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """All whole lines of a JSONL file; a last line cut off by a killed writer is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class DoneJob:
+    """done.json of a finished job: when, how long, on what."""
+
+    key: str
+    seconds: float
+    hardware: str
+    finished: float
+
+
+class JobDirectory:
+    """outputs/.cache/jobs/<key>: a job's records while it runs, and done.json when it is whole."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.path = root / ".cache" / "jobs" / key
+        self.key = key
+        self._lines: Lines | None = None
+
+    @property
+    def records_path(self) -> Path:
+        """Records of the current attempt."""
+        return self.path / "records.jsonl"
+
+    def done(self) -> DoneJob | None:
+        """The finished job, or None where it has to run."""
+        path = self.path / "done.json"
+        return from_dict(DoneJob, json.loads(path.read_text())) if path.exists() else None
+
+    def begin(self) -> list[LedgerLine]:
+        """Start an attempt; what an earlier, killed attempt spent is returned to be billed again."""
+        lost = self._lost_work()
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        self._lines = Lines(self.records_path)
+        for line in lost:
+            self.append(line)
+        return lost
+
+    def append(self, event: Event) -> None:
+        """Keep one record of the running attempt."""
+        assert self._lines is not None, "begin() comes first"
+        self._lines.append({"type": type(event).__name__, "time": time.time(), **to_dict(event)})
+
+    def finish(self, *, seconds: float, hardware: str) -> None:
+        """Mark the job whole; only then is it ever reused."""
+        assert self._lines is not None, "begin() comes first"
+        self._lines.close()
+        self._lines = None
+        write_json(
+            self.path / "done.json",
+            DoneJob(key=self.key, seconds=seconds, hardware=hardware, finished=time.time()),
+        )
+
+    def close(self) -> None:
+        """Stop writing without marking the job whole."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def events(self) -> Iterator[Event]:
+        """The records of the finished job, in order."""
+        for line in read_lines(self.records_path):
+            yield from_dict(RECORD_TYPES[line["type"]], line)
+
+    def _lost_work(self) -> list[LedgerLine]:
+        """Bill a killed attempt from its records: tokens computed, and seconds between its lines."""
+        lines = list(read_lines(self.records_path))
+        if not lines:
+            return []
+        redone = [line for line in lines if line.get("purpose") == "redone"]
+        kept = [from_dict(LedgerLine, line) for line in redone]
+        tokens = sum(line.get("computed_tokens", 0) for line in lines)
+        tokens += sum(line["tokens"] for line in lines if line["type"] == "TrainRecord")
+        if tokens:
+            arm = next((line["arm"] for line in lines if line.get("arm")), None)
+            seconds = lines[-1]["time"] - lines[0]["time"]
+            kept.append(
+                LedgerLine(
+                    job=self.key[:8], arm=arm, purpose="redone", tokens=tokens, device_seconds=seconds
+                )
+            )
+        return kept
+
+
+class RunDirectory:
+    """outputs/<run>: locked for one writer, its files rebuilt from the jobs at each start."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self.path = root / name
+        self._lock: IO[str] | None = None
+        self._files: dict[Path, Lines] = {}
+        self._prompts: set[tuple[str, str]] = set()
+
+    def open(self) -> None:
+        """Create and lock the directory, and clear what is rebuilt from jobs. Raises ClusterError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise ClusterError(
+                "run.root",
+                found=f"{self.path}: {error.strerror}",
+                expected="a directory that can be written",
+                remedy="write run.root=DIRECTORY",
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise ClusterError(
+                "run.name",
+                found=f"{self.path} is being written by process {lock.read().strip() or 'unknown'}",
+                expected="one writer per run",
+                remedy="wait for it, stop it, or write run.name=ANOTHER",
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+        for name in ("samples", "train", "curve"):
+            for path in self.path.glob(f"arms/*/{name}.jsonl"):
+                path.unlink()
+        (self.path / "prompts.jsonl").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close all files and give the lock back."""
+        for lines in self._files.values():
+            lines.close()
+        self._files.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def journal(
+        self, event: str, *, job: str | None = None, arm: str | None = None, **data: Any
+    ) -> None:
+        """Append one event to journal.jsonl."""
+        self._append(
+            self.path / "journal.jsonl",
+            JournalEvent(time=time.time(), event=event, job=job, arm=arm, data=plain(data)),
+        )
+
+    def write_items(self, items: list[Item]) -> None:
+        """items.jsonl: every item with its split, hash and slices."""
+        text = "".join(json.dumps(to_dict(i), ensure_ascii=False) + "\n" for i in items)
+        write_atomically(self.path / "items.jsonl", text)
+
+    def append(self, event: Event, *, job: str, arm: str | None) -> None:
+        """Put a job's record where the run directory keeps its kind."""
+        arm_directory = self.path / "arms" / (arm or "shared")
+        if isinstance(event, SampleRecord):
+            self._append(arm_directory / "samples.jsonl", event)
+        elif isinstance(event, TrainRecord):
+            self._append(arm_directory / "train.jsonl", event)
+        elif isinstance(event, CurvePoint):
+            self._append(arm_directory / "curve.jsonl", event)
+        elif isinstance(event, PromptText):
+            if (event.arm, event.prompt_sha256) not in self._prompts:
+                self._prompts.add((event.arm, event.prompt_sha256))
+                self._append(self.path / "prompts.jsonl", event)
+        else:
+            names = {LedgerLine: "ledger", AnswerRule: "answer_rule", TrainSummary: "train_summary"}
+            self.journal(names[type(event)], job=job, arm=arm, **to_dict(event))
+
+    def _append(self, path: Path, value: Any) -> None:
+        if path not in self._files:
+            self._files[path] = Lines(path)
+        self._files[path].append(value)
+
+
+def renamed(event: Event, *, job: str, arm: str | None, is_reused: bool) -> Event:
+    """A cached record under the names of the run that uses it; ledger lines are marked reused."""
+    if isinstance(event, LedgerLine):
+        return dataclasses.replace(event, job=job, arm=arm, is_reused=is_reused)
+    return event if arm is None else dataclasses.replace(event, arm=arm)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Show a directory in a second place without a second copy where the disk can link."""
+    if target.exists():
+        shutil.rmtree(target)
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, place)
+            except OSError:
+                shutil.copy2(path, place)

@@ -1,0 +1,288 @@
+"""Thin remote wrappers: what a Ray process does for one job, and nothing that decides.
+
+Only plain typed data crosses: job descriptions in, records out. Records of an evaluation stream
+back through Ray; records of a training go through a file of the job, for the training function
+runs on the cluster's workers and Ray Train receives metrics only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.errors import CrossoverError, JobFailed
+from conf.hashing import plain
+from conf.records import RECORD_TYPES, AnswerRule, Progress, TrainRecord, TrainSummary, from_dict
+from conf.resolve import Arm
+from evaluation.tasks import Task
+from launch.plan import Machine
+from training.job import TrainJob
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class AnswerWork:
+    """What an evaluator process needs to answer items with one arm.
+
+    model_dir: a transformers directory; adapter_dir: a peft directory on top of it, or None.
+    """
+
+    job: str
+    arm: Arm
+    sets: tuple[str, ...]
+    task: Task
+    model_dir: Path
+    adapter_dir: Path | None
+    step: int | None
+    train_seed: int | None
+    machine: Machine
+    devices: int
+    plugins: tuple[str, ...]
+    rule: AnswerRule | None
+    log_path: Path
+
+
+class Evaluator:
+    """A process that keeps its model between jobs and swaps adapters. Made a Ray actor by `evaluator`."""
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+        self._engine_key: object = None
+
+    def answer(self, work: AnswerWork) -> Iterator[list[Any]]:
+        """Answer the items of the work's sets; yields records as they come, a few at a time."""
+        from evaluation.plugins import load_plugins
+        from evaluation.runner import EvaluateJob, evaluate
+
+        with logged(work.log_path):
+            load_plugins(list(work.plugins))
+            engine, renderer = self._ready(work)
+            job = EvaluateJob(
+                name=work.job,
+                arm=work.arm,
+                sets=work.sets,
+                step=work.step,
+                train_seed=work.train_seed,
+                devices=work.devices,
+                rule=work.rule,
+            )
+            yield from gathered(
+                evaluate(job, task=work.task, engine=engine, renderer=renderer), seconds=0.2
+            )
+
+    def _ready(self, work: AnswerWork) -> tuple[Any, Any]:
+        from evaluation.engines import build_engine
+        from evaluation.rendering import Renderer
+
+        model = work.arm.model
+        renderer = Renderer.load(
+            work.model_dir, layout=model.layout, max_length=model.max_length
+        )
+        key = (work.model_dir, plain(work.arm.engine), model.dtype, work.task.sha256)
+        if key != self._engine_key:
+            self._engine = None  # give the memory back before the next model is loaded
+            self._engine = build_engine(
+                work.arm.engine,
+                model_dir=work.model_dir,
+                adapter_dir=None,
+                renderer=renderer,
+                dtype=dtype_name(work.arm, work.machine),
+                device=work.machine.device,
+                threads=work.devices if work.machine.device == "cpu" else 1,
+                task=work.task,
+            )
+            self._engine_key = key
+        if hasattr(self._engine, "set_adapter"):
+            self._engine.set_adapter(work.adapter_dir)
+        return self._engine, renderer
+
+
+def gathered(events: Iterator[Any], *, seconds: float) -> Iterator[list[Any]]:
+    """Events in lists of what came within so many seconds: one Ray object a list, not a record."""
+    pending: list[Any] = []
+    begun = time.monotonic()
+    for event in events:
+        pending.append(event)
+        if time.monotonic() - begun >= seconds:
+            yield pending
+            pending, begun = [], time.monotonic()
+    if pending:
+        yield pending
+
+
+def dtype_name(arm: Arm, machine: Machine) -> str:
+    """float32 on CPU, bfloat16 on accelerators, unless the user said otherwise."""
+    if arm.model.dtype.name != "auto":
+        return arm.model.dtype.name
+    return "float32" if machine.device == "cpu" else "bfloat16"
+
+
+def evaluator(machine: Machine, *, devices: int) -> Any:
+    """A new evaluator actor that reserves its devices."""
+    import ray
+
+    threads = str(devices if machine.device == "cpu" else 1)
+    options = {
+        "num_cpus": devices if machine.device == "cpu" else 1,
+        "num_gpus": 0 if machine.device == "cpu" else devices,
+        # Ray sets OMP_NUM_THREADS by itself, to 1 where num_cpus is not given.
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
+        "max_restarts": 0,
+    }
+    return ray.remote(Evaluator).options(**options).remote()
+
+
+def run_reference(job: str, arm: Arm, task: Task, log_path: Path) -> list[Any]:
+    """All records of a reference arm."""
+    from evaluation.references import reference
+
+    with logged(log_path):
+        return list(reference(job, arm, task=task))
+
+
+@contextlib.contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Send what libraries print to the job's log file; a failure's traceback goes there too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", buffering=1) as stream:
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            try:
+                yield
+            except BaseException:
+                traceback.print_exc(file=stream)
+                raise
+
+
+class FileRuntime:
+    """A training worker's place in the group; reports go to the job's file, from global rank 0."""
+
+    def __init__(self, records_path: Path) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        self.global_rank: int = context.get_world_rank()
+        self.local_rank: int = context.get_local_rank()
+        self.world_size: int = context.get_world_size()
+        self._path = records_path
+
+    def report(self, record: TrainRecord | Progress | TrainSummary) -> None:
+        """Append one record as a line; whole lines only, so that a reader can follow the file."""
+        line = json.dumps({"type": type(record).__name__, **plain(record)})
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every worker."""
+    job: TrainJob = config["job"]
+    os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    with logged(Path(config["log_dir"]) / f"{rank}.log"):
+        from training.loop import train
+
+        runtime = FileRuntime(Path(config["records_path"]))
+        try:
+            summary = train(job, runtime)
+        except CrossoverError as error:
+            _write_error(Path(config["log_dir"]), rank, error)
+            raise
+        if rank == 0:
+            runtime.report(summary)
+    ray.train.report({"done": True})
+
+
+def _write_error(log_dir: Path, rank: int, error: CrossoverError) -> None:
+    text = {"global_rank": rank, "exception": type(error).__name__, "message": str(error)}
+    (log_dir / f"error-{rank}.json").write_text(json.dumps(text), encoding="utf-8")
+
+
+def run_training(job: TrainJob, *, machine: Machine, log_dir: Path) -> Iterator[Any]:
+    """Train on Ray; yields the job's records while it runs.
+
+    Raises:
+        JobFailed: the training failed; the message is the first worker's own where there is one.
+    """
+    records_path = Path(job.output_dir) / "stream.jsonl"
+    records_path.parent.mkdir(parents=True, exist_ok=True)
+    log_dir.mkdir(parents=True, exist_ok=True)
+    for stale in [*log_dir.glob("error-*.json"), *records_path.parent.glob("stream.jsonl")]:
+        stale.unlink()
+    records_path.touch()
+    failure: list[BaseException] = []
+    arguments = {"job": job, "records_path": str(records_path), "log_dir": str(log_dir)}
+    thread = threading.Thread(
+        target=_fit, args=(arguments, job, machine, failure), daemon=True, name="train"
+    )
+    thread.start()
+    yield from _follow(records_path, thread)
+    if failure:
+        raise JobFailed(_reason(log_dir, failure[0])) from failure[0]
+
+
+def _follow(path: Path, thread: threading.Thread) -> Iterator[Any]:
+    """Records of a growing file until the thread that causes it has ended."""
+    with path.open(encoding="utf-8") as stream:
+        pending = ""
+        while True:
+            is_last = not thread.is_alive()
+            pending += stream.read()
+            *whole, pending = pending.split("\n")
+            for text in whole:
+                line = json.loads(text)
+                yield from_dict(RECORD_TYPES[line["type"]], line)
+            if is_last:
+                return
+            if not whole:
+                time.sleep(0.1)
+
+
+def _fit(
+    arguments: dict[str, Any], job: TrainJob, machine: Machine, failure: list[BaseException]
+) -> None:
+    import ray.train
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cpus = job.threads if machine.device == "cpu" else 1
+    try:
+        TorchTrainer(
+            train_worker,
+            train_loop_config=arguments,
+            torch_config=TorchConfig(
+                backend="gloo" if machine.device == "cpu" else "nccl", timeout_s=300
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=job.world_size,
+                use_gpu=machine.device == "cuda",
+                resources_per_worker={"CPU": cpus, **({"GPU": 1} if machine.device == "cuda" else {})},
+            ),
+            run_config=RunConfig(
+                name=f"attempt-{int(time.time() * 1000)}",
+                storage_path=str(Path(job.output_dir).resolve() / "ray"),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+            ),
+        ).fit()
+    except BaseException as error:  # noqa: BLE001 - handed to the scheduler's thread, which raises it
+        failure.append(error)
+
+
+def _reason(log_dir: Path, error: BaseException) -> str:
+    """The first worker's own message, else the innermost cause Ray gives."""
+    for path in sorted(log_dir.glob("error-*.json")):
+        return str(json.loads(path.read_text())["message"])
+    failures = getattr(error, "worker_failures", None) or {}
+    for cause in failures.values():
+        return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+

@@ -1,0 +1,138 @@
+"""A tiny Llama with rows of token ids, and worker processes that train it."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY = 96
+CLASSES = 7
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory):
+    """A random Llama of 2 layers x 64 in a transformers directory, with a tied head."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    directory = tmp_path_factory.mktemp("base")
+    LlamaForCausalLM(config).save_pretrained(directory)
+    (directory / "tokenizer.json").write_text('{"stands for": "a tokenizer"}')
+    return directory
+
+
+def make_rows(count, *, seed=0, longest=24):
+    """Rows of a learnable task: a class's marker among noise, then its label word and an end.
+
+    Ids: 0 pad, 2 end, 3..9 label words, 10..16 markers, the rest noise.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        label = index % CLASSES
+        noise = [rng.randrange(17, VOCABULARY) for _ in range(rng.randrange(3, longest - 3))]
+        noise.insert(rng.randrange(len(noise) + 1), 10 + label)
+        ids = [*noise, 3 + label, 2]
+        mask = [0] * len(noise) + [1, 1]
+        rows.append({"item_id": f"row-{index}", "input_ids": ids, "target_mask": mask})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def new_rows():
+    """The function that makes rows: a test file cannot import this one."""
+    return make_rows
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def rows_path(tmp_path_factory):
+    """45 rows: with batches of 6 the last batch of an epoch is half empty."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", make_rows(45))
+
+
+@pytest.fixture(scope="session")
+def run_workers(tmp_path_factory):
+    """run_workers(specs, world_size=2, path=None, processes=...) -> results of all jobs."""
+    return lambda specs, **kwargs: _run_workers(
+        specs, directory=tmp_path_factory.mktemp("work"), **kwargs
+    )
+
+
+def _run_workers(specs, *, directory, world_size=1, search_path=None):
+    """Train all specs, one after another, in one group of worker processes."""
+    for number, spec in enumerate(specs):
+        spec["job"].setdefault("output_dir", str(directory / f"job{number}"))
+        spec["job"]["world_size"] = world_size
+    spec_file = directory / "specs.json"
+    spec_file.write_text(json.dumps(specs))
+    port = _free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("worker.py")), str(spec_file)],
+            env=_environment(rank, world_size, port, search_path),
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err[-6000:]
+        assert out == "", f"chatter on stdout: {out[:500]}"
+    return [
+        json.loads((Path(spec["job"]["output_dir"]) / "result.json").read_text()) for spec in specs
+    ]
+
+
+def _environment(rank, world_size, port, search_path):
+    environment = dict(os.environ)
+    environment |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    if search_path is not None:
+        environment["PATH"] = search_path
+    return environment
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

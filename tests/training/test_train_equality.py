@@ -1,0 +1,210 @@
+"""Two gloo workers on every ZeRO stage against one plain torch process without DeepSpeed."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conf.hashing import sha256_of_file
+from training.sharding import epoch_order
+
+STEPS, BATCH, RATE, POINTS = 20, 6, 3e-3, 4
+STAGES = (0, 1, 2, 3)
+KINDS = ("full", "lora")
+NUM_ROWS = 43  # the last batch of an epoch has one row, so one worker has none
+
+
+@pytest.fixture(scope="module")
+def rows(rows_path):
+    return [json.loads(line) for line in rows_path.read_text().splitlines()][:NUM_ROWS]
+
+
+@pytest.fixture(scope="module")
+def short_rows_path(rows, tmp_path_factory):
+    path = tmp_path_factory.mktemp("short") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def batches(rows):
+    """The row indices of each step, written independently of the loop's planning."""
+    epochs = math.ceil(STEPS / math.ceil(len(rows) / BATCH))
+    found = []
+    for epoch in range(epochs):
+        order = epoch_order(len(rows), seed=0, epoch=epoch)
+        found += [order[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    return found[:STEPS]
+
+
+def batch_loss(model, rows, indices):
+    """Sum over targets / target tokens, from all logits of one unpadded row at a time."""
+    total, count = 0.0, 0
+    for index in indices:
+        row = rows[index]
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].float()
+        log_probs = logits.log_softmax(-1)
+        for t in range(1, len(row["input_ids"])):
+            if row["target_mask"][t]:
+                total = total - log_probs[t - 1, row["input_ids"][t]]
+                count += 1
+    return total / count
+
+
+def plain_model(kind, base_dir):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    if kind == "lora":
+        torch.manual_seed(0)
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, config)
+    return model
+
+
+@pytest.fixture(scope="module")
+def reference(base_dir, rows):
+    """kind -> (losses, gradient norms) of 20 steps of plain torch."""
+    results = {}
+    for kind in KINDS:
+        model = plain_model(kind, base_dir)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
+        losses, norms = [], []
+        for step, indices in enumerate(batches(rows), start=1):
+            # Two warm-up steps (10%), then a straight line to zero at step 21.
+            rate = RATE * step / 2 if step < 2 else RATE * (21 - step) / 19
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            loss = batch_loss(model, rows, indices)
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(trained, 1.0)))
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        results[kind] = (losses, norms)
+    return results
+
+
+@pytest.fixture(scope="module")
+def matrix(run_workers, base_dir, short_rows_path):
+    """(kind, stage) -> result, all from one pair of processes."""
+    keys = [(kind, stage) for kind in KINDS for stage in STAGES]
+    specs = [
+        {
+            "method": {"kind": kind},
+            "trainer": {
+                "epochs": 100,
+                "max_steps": STEPS,
+                "batch_size": BATCH,
+                "micro_batch_size": 2,
+                "learning_rate": RATE,
+                "num_points": POINTS,
+            },
+            "zero": {"stage": stage},
+            "job": {"model_dir": str(base_dir), "rows_path": str(short_rows_path)},
+        }
+        for kind, stage in keys
+    ]
+    results = run_workers(specs, world_size=2)
+    for spec, result in zip(specs, results, strict=True):
+        result["output_dir"] = Path(spec["job"]["output_dir"])
+    return dict(zip(keys, results, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_workers_equal_plain_torch(kind, stage, matrix, reference):
+    records = matrix[kind, stage]["records"]
+    losses, norms = reference[kind]
+    assert [r["loss"] for r in records] == pytest.approx(losses, abs=1e-5)
+    assert [r["grad_norm"] for r in records] == pytest.approx(norms, rel=1e-3)
+    assert losses[-1] < losses[0] - 0.3  # it moved, so equality says something
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", (0, 3))
+def test_saved_weights_are_the_trained_ones(kind, stage, matrix, rows, base_dir):
+    """The loss of step 16 is that of the weights saved after step 15, loaded by plain libraries."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    result = matrix[kind, stage]
+    directory = result["output_dir"] / "step-000015" / "checkpoint"
+    if kind == "full":
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, directory)
+    with torch.no_grad():
+        loss = float(batch_loss(model.eval(), rows, batches(rows)[15]))
+    assert loss == pytest.approx(result["records"][15]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_adapters_are_whole_and_trained(stage, matrix):
+    directory = matrix["lora", stage]["output_dir"] / "final" / "checkpoint"
+    tensors = load_file(directory / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 7 * 2  # layers x linear layers x (A, B)
+    assert all(tensor.numel() > 0 for tensor in tensors.values())
+    assert sum(float(t.abs().sum()) for name, t in tensors.items() if "lora_B" in name) > 0
+    assert not any("lm_head" in name for name in tensors)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_full_checkpoints_agree_over_stages(stage, matrix):
+    ours, plain = (
+        load_file(matrix["full", s]["output_dir"] / "final" / "checkpoint" / "model.safetensors")
+        for s in (stage, 0)
+    )
+    assert ours.keys() == plain.keys()
+    assert "lm_head.weight" not in ours  # tied: stored once
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, plain[name], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_on_disk(kind, matrix):
+    output_dir = matrix[kind, 3]["output_dir"]
+    names = sorted(path.name for path in output_dir.iterdir() if path.is_dir())
+    assert names == ["final", "step-000005", "step-000010", "step-000015"]
+    for name in names:
+        directory = output_dir / name / "checkpoint"
+        record = json.loads((directory / "checkpoint.json").read_text())
+        files = {path.name for path in directory.iterdir()} - {"checkpoint.json"}
+        assert set(record["files"]) == files
+        assert all(record["files"][f] == sha256_of_file(directory / f) for f in files)
+        assert not [f for f in files if f.endswith((".bin", ".pt", ".pkl"))]
+        assert ("tokenizer.json" in files) == (kind == "full")
+        assert record["kind"] == kind
+        assert [p.name for p in directory.parent.iterdir()] == ["checkpoint"]
+    assert record["step"] == 15
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", (0, 3))
+def test_every_embedded_token_is_counted(kind, stage, matrix, rows):
+    result = matrix[kind, stage]
+    summary, records = result["summary"], result["records"]
+    trained = [row for indices in batches(rows) for row in indices]
+    assert summary["examples"] == sum(r["examples"] for r in records) == len(trained)
+    assert summary["tokens"] == sum(r["tokens"] for r in records)
+    assert summary["tokens"] == sum(len(rows[row]["input_ids"]) for row in trained)
+    assert summary["target_tokens"] == 2 * len(trained)
+    assert result["embedded_tokens"] == summary["tokens"] + summary["padding_tokens"]
+
+
+def test_reports(matrix):
+    result = matrix["lora", 2]
+    assert [r["step"] for r in result["records"]] == list(range(1, STEPS + 1))
+    assert [p["done"] for p in result["progress"]] == list(range(STEPS + 1))
+    record = result["records"][3]
+    assert record["device_seconds"] == pytest.approx(2 * record["step_seconds"])
+    assert record["usd"] is None
+    summary = result["summary"]
+    assert summary["zero_stage"] == 2 and summary["world_size"] == 2
+    assert summary["trained_parameters"] < summary["total_parameters"]
+    directory = result["output_dir"] / "final" / "checkpoint"
+    assert summary["checkpoint_bytes"] == sum(p.stat().st_size for p in directory.iterdir())

@@ -1,0 +1,1 @@
+"""The only package that knows DeepSpeed: prepared rows in, a standard checkpoint directory out."""

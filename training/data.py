@@ -1,0 +1,109 @@
+"""Prepared rows from the cache, and the tensors of one forward pass.
+
+B: rows of a pass. L: longest row. N: target tokens of a pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conf.errors import DataError
+from conf.records import RenderedExample, from_dict
+from training.sharding import STAND_IN_TOKENS
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Batch:
+    """One forward pass.
+
+    input_ids: (B, L), padded at the right. attention_mask: (B, L), 1 where there is a token;
+    padding is known by length, never by token id. positions: (N,) indices into B * L of the tokens
+    that predict a target, i.e. one before it. targets: (N,) target ids.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+    targets: Tensor
+
+    def to(self, device: str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            positions=self.positions.to(device),
+            targets=self.targets.to(device),
+        )
+
+
+def num_targets(row: RenderedExample) -> int:
+    """Target tokens of a row. The first token has no predecessor, so it is never a target."""
+    return sum(row.target_mask[1:])
+
+
+def read_rows(path: Path) -> tuple[RenderedExample, ...]:
+    """All rows of a JSONL file of RenderedExample, checked.
+
+    Raises:
+        DataError: no rows; a mask that does not fit its ids; a row without a target token.
+    """
+    with path.open(encoding="utf-8") as stream:
+        rows = tuple(
+            from_dict(RenderedExample, json.loads(line)) for line in stream if line.strip()
+        )
+    if not rows:
+        raise DataError(str(path), found="no rows", expected="at least one training row")
+    for number, row in enumerate(rows, start=1):
+        _check_row(row, where=f"{path}:{number}")
+    return rows
+
+
+def _check_row(row: RenderedExample, *, where: str) -> None:
+    if len(row.input_ids) != len(row.target_mask) or set(row.target_mask) - {0, 1}:
+        raise DataError(
+            where,
+            found=f"item {row.item_id}: {len(row.input_ids)} ids, mask {row.target_mask[:8]}...",
+            expected="a mask of 0 and 1, as long as the ids",
+        )
+    if num_targets(row) == 0:
+        raise DataError(
+            where,
+            found=f"item {row.item_id} has no target token after its first token",
+            expected="at least one token to learn in every row",
+            remedy="check that the row's completion is not empty and not cut off",
+        )
+
+
+def collate(rows: Sequence[RenderedExample], *, pad_id: int) -> Batch:
+    """The tensors of one pass; without rows, a stand-in row that has no target."""
+    if not rows:
+        stand_in = RenderedExample(
+            item_id="",
+            input_ids=(pad_id,) * STAND_IN_TOKENS,
+            target_mask=(0,) * STAND_IN_TOKENS,
+        )
+        rows = [stand_in]
+    longest = max(len(row.input_ids) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    attention = torch.zeros((len(rows), longest), dtype=torch.long)
+    positions: list[int] = []
+    targets: list[int] = []
+    for index, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[index, :length] = torch.tensor(row.input_ids)
+        attention[index, :length] = 1
+        hits = [t for t in range(1, length) if row.target_mask[t]]
+        positions += [index * longest + t - 1 for t in hits]
+        targets += [row.input_ids[t] for t in hits]
+    return Batch(
+        input_ids=ids,
+        attention_mask=attention,
+        positions=torch.tensor(positions, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+    )

@@ -1,0 +1,106 @@
+"""What one training job is: the message that a worker receives, and where it leaves its results.
+
+Light: no torch. A job is plain data, so it can be pickled, hashed and sent to another machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from conf.records import Progress, TrainRecord
+from conf.schema import FullMethod, LoraMethod, TrainerConfig, ZeroConfig
+
+FINAL = "final"
+CHECKPOINT_DIRECTORY = "checkpoint"
+CHECKPOINT_FILE = "checkpoint.json"
+
+# Peak rates of AdamW where trainer.learning_rate is null. LoRA wants about ten times the rate of
+# full fine-tuning, at any rank ("LoRA Without Regret", Schulman et al., Thinking Machines, 2025).
+# Its fit for Llama, 5e-5 x 10 x (2000 / hidden)^0.781, gives 1.3e-3 for LoRA at hidden 576.
+DEFAULT_LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrainJob:
+    """One training of one arm.
+
+    rows_path: JSONL of RenderedExample. model_dir: a local transformers directory. dtype: float32
+    or bfloat16. device: cpu or cuda. threads: torch threads per worker. num_truncated and shown_row
+    are the prepare job's and pass through to the summary. device_memory_bytes: what one worker may
+    fill, for zero.stage=auto; None: unknown, so stage 0.
+    """
+
+    arm_name: str
+    method: FullMethod | LoraMethod
+    trainer: TrainerConfig
+    zero: ZeroConfig
+    model_dir: str
+    base_model: str
+    base_model_sha256: str
+    renderer_sha256: str
+    prompt_sha256: str
+    rows_path: str
+    output_dir: str
+    dtype: str
+    device: str
+    threads: int
+    world_size: int
+    pad_id: int
+    usd_per_device_second: float | None
+    num_truncated: int = 0
+    shown_row: str = ""
+    num_labels: int | None = None
+    trial: int | None = None
+    device_memory_bytes: int | None = None
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Rows that a worker forwards together: the user's, or its whole share of a batch."""
+        if self.trainer.micro_batch_size is not None:
+            return self.trainer.micro_batch_size
+        return -(-self.trainer.batch_size // self.world_size)
+
+    @property
+    def devices(self) -> int:
+        """Devices reserved by the whole job: CPU cores (threads of all workers) or accelerators."""
+        return self.world_size * (self.threads if self.device == "cpu" else 1)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate: the user's, or the method's default."""
+        given = self.trainer.learning_rate
+        return DEFAULT_LEARNING_RATES[self.method.kind] if given is None else given
+
+
+class Runtime(Protocol):
+    """What a worker is told about its place, and how it reports.
+
+    `report` is called by global rank 0 only: a TrainRecord and a Progress per optimizer step.
+    """
+
+    @property
+    def global_rank(self) -> int:
+        """This worker's number, 0 to world_size - 1."""
+
+    @property
+    def local_rank(self) -> int:
+        """This worker's number on its machine: the accelerator it uses."""
+
+    @property
+    def world_size(self) -> int:
+        """How many workers train together."""
+
+    def report(self, record: TrainRecord | Progress) -> None:
+        """Pass a record on to the run's store."""
+
+
+def point_name(step: int, *, total_steps: int) -> str:
+    """The directory of a checkpoint below output_dir: `step-000013`, and `final` for the last."""
+    return FINAL if step == total_steps else f"step-{step:06d}"
+
+
+def checkpoint_directory(output_dir: str | Path, name: str) -> Path:
+    """Where a checkpoint lies: <output_dir>/<step-000013 | final>/checkpoint."""
+    return Path(output_dir) / name / CHECKPOINT_DIRECTORY
