@@ -30,7 +30,7 @@ class Refused(CrossoverError):
     """Bad input, found before anything started.
 
     Args:
-        where: file and line, or configuration key, e.g. `tickets.csv:17` or `trainer.learning_rate`.
+        where: file and line, or key, e.g. `tickets.csv:17` or `trainer.learning_rate`.
         found: what stands there.
         expected: what should stand there.
         remedy: what to type or change, as a full sentence or command.
@@ -57,9 +57,7 @@ class Refused(CrossoverError):
         return "\n".join(lines)
 
 
-def _rebuild(
-    cls: type[Refused], where: str, found: str, expected: str, remedy: str
-) -> Refused:
+def _rebuild(cls: type[Refused], where: str, found: str, expected: str, remedy: str) -> Refused:
     return cls(where, found=found, expected=expected, remedy=remedy)
 
 

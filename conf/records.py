@@ -46,7 +46,7 @@ class Measured:
 class Item:
     """One example of a task. `input` is what the model sees, `label` or `target` what is right.
 
-    `answer_key` gives the right answer as text. `group` is the user's group column (bias, clusters).
+    `answer_key` gives the right answer as text. `group` is the user's group column.
     `sha256` is the hash of the content that a model sees (context, input, choices), normalised.
     """
 
@@ -212,7 +212,7 @@ class CheckpointRecord:
     """checkpoint.json: what a checkpoint directory is, and the hashes that prove it whole.
 
     renderer_sha256 covers tokenizer, chat template and special tokens: it must agree when the
-    checkpoint is loaded. prompt_sha256 is the training prompt's: a difference is shown, not refused.
+    checkpoint is loaded. prompt_sha256 is the training prompt's: differing is shown, not refused.
     files: file name -> sha256.
     """
 

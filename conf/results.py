@@ -40,7 +40,7 @@ class Tokens:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Cost:
-    """Fixed cost is paid once; request cost for every item served. None: not measured or no price."""
+    """Fixed cost is paid once, request cost per item served. None: not measured or no price."""
 
     fixed_usd: float | None = None
     fixed_device_seconds: float | None = None
@@ -122,7 +122,7 @@ class Pair:
 class BreakEven:
     """Requests after which b (the higher fixed cost) has cost less in total than a.
 
-    status: crosses | never (b stays dearer) | always (b is cheaper from the first request) | unknown.
+    status: crosses | never (b stays dearer) | always (b is cheaper from request 1) | unknown.
     unit: usd | device_seconds.
     """
 

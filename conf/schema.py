@@ -77,7 +77,7 @@ class Dtype(enum.Enum):
 
 
 class ZeroStage(enum.Enum):
-    """DeepSpeed ZeRO stage; auto: 0 where the model fits one device, else the smallest that does."""
+    """DeepSpeed ZeRO stage; auto: 0 where the model fits one device, else the smallest fitting."""
 
     auto = -1
     zero0 = 0  # integer values, so that `zero.stage=3` is looked up by value
@@ -178,7 +178,9 @@ class TaskConfig:
     instruction: str | None = None
     instructions: list[str] = field(default_factory=list)  # further wordings
     label_words: dict[str, str] = field(default_factory=dict)  # label -> the word a model writes
-    labels: list[str] = field(default_factory=list)  # the label set; empty: those in the train split
+    labels: list[str] = field(
+        default_factory=list
+    )  # the label set; empty: those in the train split
     json_schema: str | None = None  # file with the schema that JSON answers must satisfy
     group: str | None = None  # column whose equal values stay in one split
     is_balanced: bool = False  # limit and split with equal counts per class
@@ -284,7 +286,10 @@ class TrainerConfig:
             "a share in [0, 1)",
         )
         require(
-            self.weight_decay >= 0, "trainer.weight_decay", self.weight_decay, "0 or a positive number"
+            self.weight_decay >= 0,
+            "trainer.weight_decay",
+            self.weight_decay,
+            "0 or a positive number",
         )
         require(self.clip_norm > 0, "trainer.clip_norm", self.clip_norm, "a positive number")
         require(self.num_points >= 1, "trainer.num_points", self.num_points, "at least 1")
@@ -350,7 +355,7 @@ class EngineConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
-    """Where a run runs. workers null: all devices (on CPU, one worker uses all cores of its node)."""
+    """Where a run runs. workers null: all devices (on CPU one worker uses all cores of a node)."""
 
     name: str = MISSING  # local | ray | kuberay | slurm
     workers: int | None = None
@@ -364,9 +369,7 @@ class ClusterConfig:
         """Counts are positive."""
         for key in ("workers", "nodes", "devices_per_node"):
             value = getattr(self, key)
-            require(
-                value is None or value > 0, f"cluster.{key}", value, "a positive count or null"
-            )
+            require(value is None or value > 0, f"cluster.{key}", value, "a positive count or null")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -438,7 +441,10 @@ class DecisionConfig:
         for key in ("minimum_metric", "minimum_format_validity"):
             value = getattr(self, key)
             require(
-                value is None or 0 <= value <= 1, f"decision.{key}", value, "a share in [0, 1] or null"
+                value is None or 0 <= value <= 1,
+                f"decision.{key}",
+                value,
+                "a share in [0, 1] or null",
             )
         for key in ("maximum_p95_seconds", "maximum_total_usd", "error_usd", "label_usd"):
             value = getattr(self, key)
@@ -474,7 +480,7 @@ class BudgetConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RunSection:
-    """Where the run directory lies. null name: <exp>-<task>-<model>-<8 hex of the configuration>."""
+    """Where the run directory lies; null name: <exp>-<task>-<model>-<8 hex of the config>."""
 
     root: str = "outputs"
     name: str | None = None
@@ -505,7 +511,9 @@ def all_null(cls: type) -> type:
     for f in dataclasses.fields(cls):
         hint = hints[f.name]
         fields.append((f.name, hint | None, field(default=None)))
-    twin = dataclasses.make_dataclass(f"{cls.__name__.removesuffix('Config')}Override", fields, kw_only=True, slots=True)
+    twin = dataclasses.make_dataclass(
+        f"{cls.__name__.removesuffix('Config')}Override", fields, kw_only=True, slots=True
+    )
     twin.__module__ = __name__  # so that it can be pickled by name
     return twin
 
@@ -589,7 +597,10 @@ class LoraMethod(TunedMethod):
         require(self.lora_rank > 0, "arms.*.lora_rank", self.lora_rank, "a positive count")
         require(self.lora_alpha > 0, "arms.*.lora_alpha", self.lora_alpha, "a positive number")
         require(
-            0 <= self.lora_dropout < 1, "arms.*.lora_dropout", self.lora_dropout, "a share in [0, 1)"
+            0 <= self.lora_dropout < 1,
+            "arms.*.lora_dropout",
+            self.lora_dropout,
+            "a share in [0, 1)",
         )
 
 
@@ -682,7 +693,9 @@ def non_finite_keys(value: Any, prefix: str = "") -> list[str]:
     """Dotted keys of all numbers that are nan or infinite, which types alone let through."""
     if isinstance(value, dict):
         return [
-            key for k, v in value.items() for key in non_finite_keys(v, f"{prefix}.{k}" if prefix else str(k))
+            key
+            for k, v in value.items()
+            for key in non_finite_keys(v, f"{prefix}.{k}" if prefix else str(k))
         ]
     if isinstance(value, list):
         return [key for i, v in enumerate(value) for key in non_finite_keys(v, f"{prefix}[{i}]")]

@@ -117,7 +117,7 @@ def _letter_index(text: str, num_choices: int) -> int | None:
     patterns = (
         r"\W*([A-Za-z]{1,2})\W*",
         r"\(?([A-Za-z]{1,2})[).:](?:\s.*)?",
-        r".*?\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z]{1,2})(?![\w'])(?!\s+\w).*",
+        r".*?\b(?i:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z]{1,2})(?![\w'])(?!\s+\w).*",
     )
     for pattern in patterns:
         match = re.fullmatch(pattern, text, flags=re.DOTALL)

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from conf.errors import ConfigError, DataError
 from conf.schema import ColumnsConfig, TaskConfig, TaskKind
-from evaluation.readers import RawRow
+from evaluation.column_guess import command, guess_mapping, quoted
+from evaluation.readers import RawRow, text_of
 
 MAX_SLICE_VALUES = 20
 MAX_SLICE_CHARACTERS = 40
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-# Names that people give to columns, most telling first; compared in lower case.
-_INPUT_NAMES = _words(
-    "text body message question sentence content description review prompt instruction query "
-    "utterance email comment title subject document article source english"
-)
-_LABEL_NAMES = _words(
-    "category class intent sentiment topic tag type status priority department queue y gold"
-)
-_TARGET_NAMES = _words(
-    "answer output response completion reply summary translation reference french result"
-)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -56,15 +36,6 @@ class Layout:
     slices: tuple[str, ...]
 
 
-def text_of(value: object) -> str:
-    """A cell as text: JSON for what is neither text nor number, "" for null."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value.strip()
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
 def choose_layout(config: TaskConfig, rows: Sequence[RawRow], *, name: str) -> Layout:
     """The columns to read, from task.kind, task.columns and what the file has.
 
@@ -77,7 +48,7 @@ def choose_layout(config: TaskConfig, rows: Sequence[RawRow], *, name: str) -> L
     kind = _kind(config, there)
     needed = _needed(kind, there)
     if kind is None or not all(field in there for field in needed):
-        raise _unmapped(config, rows, columns, name=name, kind=kind)
+        raise _unmapped(config, rows, columns, there=there, name=name, kind=kind)
     input_field, answer_field = needed[0], needed[-1]
     group = there.get("group", config.group)
     used = {there[field] for field in needed} | {
@@ -172,104 +143,25 @@ def _is_slice(column: str, rows: Sequence[RawRow]) -> bool:
     return len(values - {""}) >= 2 and 2 * len(values) <= len(rows)
 
 
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Guess:
-    """Columns that could be the input and the answer; answer_field: label or target."""
-
-    input: str | None
-    answer: str | None
-    answer_field: str
-
-
-def guess_columns(rows: Sequence[RawRow], columns: Sequence[str]) -> Guess:
-    """By name first, then by content: few short values are a label, long text an input."""
-    sample = rows[:2000]
-    texts = {c: [text_of(row.values.get(c)) for row in sample] for c in columns}
-    distinct = {c: len(set(found) - {""}) for c, found in texts.items()}
-    length = {c: sum(map(len, found)) / len(found) for c, found in texts.items()}
-    is_label = {
-        c: 2 <= distinct[c] <= max(2, len(sample) // 3) and length[c] <= 40 for c in columns
-    }
-    label = _by_name(("label", *_LABEL_NAMES), [c for c in columns if is_label[c]])
-    target = _by_name(("target", *_TARGET_NAMES), columns)
-    if label is None and target is None:
-        label = min((c for c in columns if is_label[c]), key=distinct.__getitem__, default=None)
-    answer = label or target
-    others = [c for c in columns if c != answer]
-    named = _by_name(("input", *_INPUT_NAMES), others)
-    return Guess(
-        input=named or max(others, key=length.__getitem__, default=None),
-        answer=answer,
-        answer_field="label" if label or not target else "target",
-    )
-
-
-def _by_name(names: Sequence[str], columns: Sequence[str]) -> str | None:
-    for name in names:
-        for column in columns:
-            if name in re.split(r"[\W_]+", column.lower()):
-                return column
-    return None
-
-
 def _unmapped(
     config: TaskConfig,
     rows: Sequence[RawRow],
     columns: Sequence[str],
     *,
+    there: Mapping[str, str],
     name: str,
     kind: TaskKind | None,
 ) -> DataError:
-    """The refusal that ends with the command to type."""
-    guess = guess_columns(rows, columns)
-    counts = Counter({c: len({text_of(row.values.get(c)) for row in rows}) for c in columns})
-    listed = ", ".join(f"{c} ({counts[c]} different)" for c in columns)
-    answer_field = guess.answer_field
-    if kind is TaskKind.generation:
-        answer_field = "target"
-    mapping = {"input": guess.input or "COLUMN", answer_field: guess.answer or "COLUMN"}
-    if kind is TaskKind.multiple_choice:
-        mapping["choices"] = "COLUMN"
-    if kind is TaskKind.pairs:
-        mapping = {"prompt": guess.input or "COLUMN", "completion": guess.answer or "COLUMN"}
-    words = {
-        "label": "a label",
-        "target": "a target",
-        "choices": "the choices",
-        "completion": "a completion",
-        "prompt": "a prompt",
-        "input": "an input",
-    }
+    """The refusal that lists the columns and ends with the command to type."""
+    counts = {c: len({text_of(row.values.get(c)) for row in rows}) for c in columns}
+    mapping = guess_mapping(rows, columns, there=there, kind=kind)
     return DataError(
         name,
-        found=f"columns {listed}",
-        expected=f"{' and '.join(words[f] for f in mapping)} column"
-        + (f", as task.kind={kind.name}" if kind is not None else ", or prompt and completion"),
+        found=f"columns {', '.join(f'{c} ({n} different)' for c, n in counts.items())}",
+        expected=f"a column for each of {', '.join(mapping)}"
+        + (f", as task.kind={kind.name}" if kind is not None else ""),
         remedy=command(config, mapping),
     )
-
-
-def command(config: TaskConfig, mapping: Mapping[str, str]) -> str:
-    """The whole command with this column mapping, ready to paste into a shell."""
-    parts = [] if config.source in ("file", "hub") else [f"task={config.source}"]
-    if config.source == "hub":
-        parts.append("task=hub")
-    if config.path is not None:
-        parts.append(f"task.path={quoted(config.path)}")
-    for split in ("train", "validation", "test"):
-        path = getattr(config.files, split)
-        if path is not None:
-            parts.append(f"task.files.{split}={quoted(path)}")
-    parts += [f"task.columns.{f}={quoted(c)}" for f, c in mapping.items()]
-    return " ".join(["python launch.py +exp=compare", *parts])
-
-
-def quoted(value: str) -> str:
-    """A value as Hydra and the shell both need it; plain words stay as they are."""
-    if re.fullmatch(r"[A-Za-z0-9_./:@-]+", value):
-        return value
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return shlex.quote(f'"{escaped}"')
 
 
 def refuse_stray_labels(layout: Layout, config: TaskConfig) -> None:

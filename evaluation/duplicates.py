@@ -185,4 +185,4 @@ def overlaps(items: Sequence[Item]) -> list[tuple[int, int]]:
         j = first.setdefault(items[i].sha256, i)
         if items[i].split != items[j].split:
             pairs.append((i, j))
-    return pairs
+    return sorted(pairs)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +39,7 @@ def load_hub_rows(config: TaskConfig) -> Source:
             expected="a data set's id on the hub",
             remedy="task=hub task.path=owner/name task.columns.input=text",
         )
-    splits = chosen_splits({name: rows for name, rows in _fetch(config).items()})
+    splits = chosen_splits(_fetch(config))
     name = f"hub:{config.path}"
     return Source(
         splits={split: _rows(data, f"{name} {split}") for split, data in splits.items()},
@@ -68,6 +71,12 @@ def chosen_splits(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fetch(config: TaskConfig) -> Mapping[str, Any]:
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("0", "", "false")
+    if not is_offline and not _is_reachable():
+        # Read when `datasets` is imported; without it five retries take 24 s before the cache is
+        # looked at.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        is_offline = True
     import datasets
 
     try:
@@ -75,18 +84,31 @@ def _fetch(config: TaskConfig) -> Mapping[str, Any]:
             config.path, name=config.subset, revision=config.revision
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        is_offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("0", "", "false")
+        lines = str(error).splitlines() or [""]
         raise DataError(
             f"hub:{config.path}",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            expected="a data set in the cache, as HF_HUB_OFFLINE is set"
+            found=f"{type(error).__name__}: {lines[0]}",
+            expected="a data set in the local cache, as the hub cannot be reached or "
+            "HF_HUB_OFFLINE is set"
             if is_offline
-            else "a data set of the hub that can be reached, with plain data files",
-            remedy=f'where there is network: python -c "import datasets; datasets.load_dataset('
-            f"'{config.path}')\", then copy HF_HOME here; or save it as files and give task.path; "
-            "a data set with several configurations wants task.subset=NAME",
+            else "a data set of the hub with plain data files",
+            remedy='where there is network: python -c "import datasets; datasets.load_dataset('
+            f"'{config.path}')\", then copy HF_HOME here; or save the rows as files and give "
+            "task.path; a data set with several configurations wants task.subset=NAME",
         ) from error
     return loaded
+
+
+def _is_reachable() -> bool:
+    """Whether the hub's host takes connections; behind a proxy only a request could tell."""
+    if urllib.request.getproxies():
+        return True
+    endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _rows(data: Any, where: str) -> tuple[RawRow, ...]:

@@ -48,7 +48,7 @@ def live_table(states: Sequence[ArmState], *, title: str | None = None) -> Table
     table = Table(title=title, title_justify="left", expand=False, pad_edge=False, box=None)
     table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=20)
     table.add_column("state", no_wrap=True)
-    table.add_column("progress", no_wrap=True, overflow="ellipsis", min_width=BAR_WIDTH + 6)
+    table.add_column("progress")  # the only one that wraps, so that a narrow screen costs no figure
     table.add_column("metric", justify="right", no_wrap=True)
     for heading in ("tokens", "time", "USD"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -111,19 +111,18 @@ def _final_row(name: str, result: ArmResult, *, is_priced: bool, is_wide: bool) 
     if cost is not None:
         request = cost.request_usd.value if is_priced else cost.request_device_seconds.value
         fixed = cost.fixed_usd if is_priced else cost.fixed_device_seconds
-    show = wording.usd
     row = [
         escape(name),
         wording.share_with_interval(result.metric),
         wording.seconds(None if latency is None else latency.p50_seconds.value),
-        show(None if request is None else 1000 * request),
+        wording.amount(None if request is None else 1000 * request, is_usd=is_priced),
     ]
     if not is_wide:
         return row
     return [
         *row,
         wording.seconds(None if latency is None else latency.p95_seconds.value),
-        show(fixed),
+        wording.amount(fixed, is_usd=is_priced),
         wording.count(result.labels_used),
         wording.tokens(None if tokens is None else tokens.prompt.value),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,15 @@ class RawRow:
 
     where: str
     values: Mapping[str, object]
+
+
+def text_of(value: object) -> str:
+    """A cell as text: JSON for numbers, booleans, lists and objects; "" for null and nan."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, (bool, int, float, list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value).strip()
 
 
 def read_rows(path: Path, *, name: str | None = None) -> tuple[RawRow, ...]:
@@ -114,7 +124,7 @@ def _refuse_huge_line(data: bytes, name: str) -> None:
                 f"{name}:{number}",
                 found=f"a line of {len(line):,} bytes",
                 expected=f"at most {MAX_LINE_BYTES:,} bytes a line",
-                remedy="check for missing line breaks, or shorten the text: no model reads that much",
+                remedy="check for missing line breaks, or shorten it: no model reads that much",
             )
 
 

@@ -12,9 +12,9 @@ from conf.errors import DataError
 from conf.hashing import sha256_of
 from conf.records import Item
 from conf.schema import TaskConfig, TaskKind
-from evaluation.columns import Layout, text_of
+from evaluation.columns import Layout
 from evaluation.duplicates import content_sha256, overlaps
-from evaluation.readers import RawRow
+from evaluation.readers import RawRow, text_of
 from evaluation.splits import is_validation, split_of
 
 SHOWN_PLACES = 5
@@ -177,7 +177,7 @@ def _label_problems(
     known = known or sorted({item.answer_key for item in items if item.split in pool})
     for item, where in zip(items, places, strict=True):
         if item.answer_key not in known:
-            named = f"task.labels: {', '.join(known)}" if config.labels else "train"
+            named = f"{'task.labels' if config.labels else 'train'}: {', '.join(known)}"
             yield Problem(
                 kind=f"a label outside {'task.labels' if config.labels else 'train'}",
                 where=where,
@@ -208,9 +208,10 @@ def _overlap_problems(
 ) -> Iterator[Problem]:
     """Contents in two of the user's files; what we carved out of train is ours to clean."""
     for loses, keeps in overlaps(items):
-        splits = f"{items[loses].split} and {items[keeps].split}"
         if not has_validation and items[keeps].split != "test":
             continue
+        pool = items[loses].split if has_validation else "train"
+        splits = f"{pool} and {items[keeps].split}"
         yield Problem(
             kind=f"overlap of {splits}",
             where=places[loses],

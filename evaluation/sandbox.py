@@ -18,13 +18,12 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, LoopControlExtension
+from jinja2.ext import LoopControlExtension
 from jinja2.filters import FILTERS
-from jinja2.parser import Parser
-from jinja2.runtime import Context, Undefined
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace, missing
-from jinja2.visitor import NodeTransformer
+
+from evaluation.template_parts import GenerationBlocks, Meter, Missing, PlainNamespace
 
 BASE_WORK = 300_000  # characters and loop passes that any template may spend
 WORK_PER_CHARACTER = 20  # and that each character of its input adds: templates copy a few times
@@ -37,6 +36,10 @@ SAFE_FILTERS = (
     "rejectattr", "replace", "reverse", "safe", "select", "selectattr", "sort", "string", "sum",
     "title", "trim", "unique", "upper",
 )
+LIST_FILTERS = frozenset((
+    "count", "d", "default", "dictsort", "first", "items", "last", "length", "list", "map", "max",
+    "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "sum", "unique",
+))
 # Methods whose result can be longer than what they are given: none is needed in a prompt.
 UNSAFE_METHODS = frozenset((
     "center", "ljust", "rjust", "zfill", "expandtabs", "translate", "format", "format_map",
@@ -65,70 +68,6 @@ class TemplateFault(Exception):
         super().__init__(reason if line is None else f"line {line}: {reason}")
 
 
-class _Missing(Undefined):
-    """A missing field of a message is an error when printed; a missing name prints as nothing.
-
-    Templates do test `message.tool_calls` and print `bos_token` where a tokenizer has none, so
-    jinja2's StrictUndefined would refuse good ones.
-    """
-
-    def __str__(self) -> str:
-        if self._undefined_obj is not missing:
-            self._fail_with_undefined_error()
-        return super().__str__()
-
-
-class _GenerationBlocks(Extension):
-    """`{% generation %}` marks the assistant's text in some templates; here it prints its body."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The statements up to `{% endgeneration %}`."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Meter(NodeTransformer):
-    """Puts a charge at the start of every loop pass and macro, and `~` under the budget."""
-
-    def _metered(self, node: nodes.For | nodes.Macro | nodes.Block) -> nodes.Node:
-        self.generic_visit(node)
-        static = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        call = nodes.Call(
-            nodes.EnvironmentAttribute("spend"), [nodes.Const(1 + static)], [], None, None
-        )
-        node.body.insert(0, nodes.ExprStmt(call))
-        return node
-
-    visit_For = visit_Macro = visit_Block = _metered
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        """`a ~ b` as a call that charges before it joins."""
-        self.generic_visit(node)
-        return nodes.Call(nodes.EnvironmentAttribute("joined"), node.nodes, [], None, None)
-
-
-class _PlainNamespace(Namespace):
-    """`namespace()` without underscore names, which could reach the interpreter's own."""
-
-    def __init__(*args: Any, **values: Any) -> None:
-        self = args[0]
-        attributes = dict(*args[1:], **values)
-        for name in attributes:
-            _refuse_underscore(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_underscore(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_underscore(name: object) -> None:
-    if str(name).startswith("_"):
-        raise SecurityError(f"{name!r} cannot be stored on a namespace")
-
-
 class Sandbox(ImmutableSandboxedEnvironment):
     """Compiles and renders one template at a time under a budget of work and seconds."""
 
@@ -138,8 +77,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            undefined=_Missing,
-            extensions=[_GenerationBlocks, LoopControlExtension],
+            undefined=Missing,
+            extensions=[GenerationBlocks, LoopControlExtension],
             optimized=False,  # constants are not computed before the budget is in force
             finalize=self._printed,
         )
@@ -147,8 +86,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= {"tojson": self._tojson, "indent": self._charged(_indent, name="indent")}
         self.globals = {
             "range": self._range,
-            "dict": dict,
-            "namespace": _PlainNamespace,
+            "dict": self._dict,
+            "namespace": PlainNamespace,
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
         }
@@ -159,7 +98,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._refill(0)
         try:
             tree = self.parse(source) if isinstance(source, str) else source
-            return self.from_string(_Meter().visit(tree))
+            return self.from_string(Meter().visit(tree))
         except FAULTS as error:
             raise _fault(error) from error
 
@@ -189,13 +128,34 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def joined(self, *parts: object) -> str:
         """`a ~ b`."""
-        texts = [str(part) for part in parts]
-        self.spend(sum(map(len, texts)))
-        return "".join(texts)
+        self.spend(self._text_size(parts))
+        return "".join(str(part) for part in parts)
+
+    def built(self, value: object) -> object:
+        """A list, tuple or dictionary that the template wrote."""
+        self.spend(self._text_size(value, is_text=False))
+        return value
+
+    def _text_size(self, value: object, *, is_text: bool = True) -> int:
+        """About the length of str(value), or its number of values in all; stops at the budget."""
+        total, stack = 0, [value]
+        while stack and total <= self._left:
+            inner = stack.pop()
+            total += 1
+            if isinstance(inner, str):
+                total += len(inner) if is_text else 0
+            elif isinstance(inner, dict):
+                stack += [*inner.keys(), *inner.values()]
+            elif isinstance(inner, (list, tuple)):
+                stack += inner
+        return total
 
     def _printed(self, value: object) -> object:
-        self.spend(1 + (len(value) if isinstance(value, str) else 0))
+        self.spend(self._text_size(value))
         return value
+
+    def _dict(self, *values: Any, **named: Any) -> object:
+        return self.built(dict(*values, **named))
 
     def _range(self, *bounds: int) -> range:
         numbers = range(*bounds)
@@ -213,6 +173,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """JSON without HTML escapes, as transformers gives templates."""
         if isinstance(indent, int) and indent > 16 or isinstance(indent, str):
             raise jinja2.TemplateRuntimeError("tojson with an indent over 16")
+        self.spend(self._text_size(value))
         text = json.dumps(
             value,
             ensure_ascii=ensure_ascii,
@@ -229,7 +190,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         @functools.wraps(function)
         def charged(*args: Any, **kwargs: Any) -> Any:
             values = [*args, *kwargs.values()]
-            self.spend(1 + sum(_size(value) for value in values))
+            is_list = name in LIST_FILTERS
+            self.spend(sum(_size(v) if is_list else self._text_size(v) for v in values))
             if name == "replace":
                 texts = [value for value in values if isinstance(value, str)]
                 self.spend(_replaced_size(texts))
@@ -245,7 +207,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         context, values, *rest = args
         values = list(values)
         separator = kwargs.get("d", rest[0] if rest else "")
-        self.spend(len(str(separator)) * len(values) + sum(_size(value) for value in values))
+        self.spend(len(str(separator)) * len(values) + self._text_size(values))
         return function(context, values, *rest, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -253,7 +215,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             if re.search(r"%[^A-Za-z%]*(\*|\d{4})", left):
                 raise SecurityError("a format with a width over 999")
-            self.spend(1000 * left.count("%"))
+            self.spend(left.count("%") * (1000 + self._text_size(right)))
         elif operator == "+":
             self.spend(_size(left) + _size(right))
         elif operator in ("*", "**"):
@@ -273,6 +235,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902
         """Charge a method for its object and arguments."""
         owner = getattr(__obj, "__self__", None)
+        __self.built((args, kwargs))
         if isinstance(owner, (str, list, tuple, dict)):
             __self.spend(1 + _size(owner) + sum(_size(value) for value in args))
             name = __obj.__name__
@@ -280,7 +243,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 __self.spend(_replaced_size([str(owner), *map(str, args[:2])]))
             if name == "join" and args:
                 parts = list(args[0])
-                __self.spend(len(str(owner)) * len(parts) + sum(_size(part) for part in parts))
+                __self.spend(len(str(owner)) * len(parts) + __self._text_size(parts))
                 args = (parts, *args[1:])
         return super().call(__context, __obj, *args, **kwargs)
 

@@ -25,7 +25,7 @@ def uniform(key: str, *, purpose: str, seed: int) -> float:
 
 
 def split_of(key: str, *, seed: int) -> str:
-    """One of test (a fifth), validation (a fifth) and train, by the hash of a content or a group."""
+    """One of test (a fifth), validation (a fifth), train, by the hash of a content or group."""
     value = uniform(key, purpose="split", seed=seed)
     if value < TEST_SHARE:
         return "test"

@@ -218,7 +218,9 @@ def _balance_note(
     shares = {label: sum(i.label == label for i in items) / len(items) for label in labels}
     top = max(shares, key=shares.__getitem__)
     here = sum(item.label == top for item in test) / len(test)
-    return f"test items balanced by label: {top} is {here:.0%} here, {shares[top]:.0%} in the source"
+    return (
+        f"test items balanced by label: {top} is {here:.0%} here, {shares[top]:.0%} in the source"
+    )
 
 
 def _finished(

@@ -76,7 +76,7 @@ class UserPrompt:
     sha256: str
     sections: dict[str, Section]
     templates: dict[str, jinja2.Template]
-    names: frozenset[str]  # placeholders of all sections
+    shows_instruction: bool  # in system or layout; where not, it follows the system text
     slices: frozenset[str]  # names under `slices` that the layout reads
     sandbox: Sandbox = field(default_factory=Sandbox)
 
@@ -89,7 +89,7 @@ class UserPrompt:
         instruction = self._render("instruction", constants, fallback=context.instruction)
         constants["instruction"] = instruction
         system = self._render("system", constants, fallback="")
-        if not self._shows_instruction():
+        if not self.shows_instruction:
             system = f"{system}\n\n{instruction}".strip()
 
         def layout(shown: Item) -> str:
@@ -113,14 +113,6 @@ class UserPrompt:
             )
         )
         return answer
-
-    def _shows_instruction(self) -> bool:
-        """Whether system or layout print the instruction themselves; else it follows system."""
-        return any(
-            re.search(r"\binstruction\b", self.sections[name].text)
-            for name in ("system", "layout")
-            if name in self.templates and "instruction" in self.names
-        )
 
     def _render(self, name: str, values: Mapping[str, object], *, fallback: str) -> str:
         if name not in self.templates:
@@ -154,7 +146,7 @@ def load_user_prompt(path: Path, *, key: str = "arms.*.prompt") -> UserPrompt:
     sections = split_sections(_read(path, key=key), where=str(path))
     sandbox = Sandbox()
     templates: dict[str, jinja2.Template] = {}
-    names: set[str] = set()
+    shows_instruction = False
     slices: set[str] = set()
     for name, section in sections.items():
         allowed = ITEM_NAMES if name == "layout" else CONSTANT_NAMES
@@ -167,7 +159,7 @@ def load_user_prompt(path: Path, *, key: str = "arms.*.prompt") -> UserPrompt:
         except FAULTS as error:
             line = getattr(error, "lineno", None)
             raise _refusal(str(path), str(error), section, line) from None
-        names |= used
+        shows_instruction |= name != "instruction" and "instruction" in used
         slices |= {n.attr for n in tree.find_all(nodes.Getattr) if _is_name(n.node, "slices")}
         if name == "layout" and "input" not in used:
             raise _refusal(str(path), "a layout without {{ input }}", section, None)
@@ -176,7 +168,7 @@ def load_user_prompt(path: Path, *, key: str = "arms.*.prompt") -> UserPrompt:
         sha256=sha256_of_file(path),
         sections=sections,
         templates=templates,
-        names=frozenset(names),
+        shows_instruction=shows_instruction,
         slices=frozenset(slices),
         sandbox=sandbox,
     )

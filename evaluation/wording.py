@@ -43,13 +43,15 @@ def usd(value: float | None) -> str:
         return UNKNOWN
     if value == 0:
         return "0"
+    if abs(value) < 1000:
+        value = float(f"{value:.3g}")  # before the digits are counted: 0.9999 is 1.00
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
     if size >= 1:
         return f"{value:.2f}"
     digits = min(12, 2 - math.floor(math.log10(size)))
-    return f"{value:.{digits}f}".rstrip("0")
+    return f"{value:.{digits}f}"
 
 
 def seconds(value: float | None) -> str:
@@ -61,7 +63,7 @@ def seconds(value: float | None) -> str:
     if value < 1:
         return f"{1000 * value:.0f} ms"
     if value < 120:
-        return f"{value:.3g} s"
+        return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} s"
     if value < 7200:
         return f"{value // 60:.0f} min {value % 60:.0f} s"
     return f"{value / 3600:.1f} h"
@@ -105,3 +107,8 @@ def first_line(text: str, *, limit: int = 200) -> str:
     """The first line of an error, cut at `limit` characters."""
     line = text.strip().splitlines()[0] if text.strip() else ""
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def amount(value: float | None, *, is_usd: bool) -> str:
+    """A cost in USD, or without a price in device-seconds; the unit stands in the heading."""
+    return usd(value) if is_usd or (value is not None and 0 < value < 100) else count(value)

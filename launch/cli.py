@@ -66,8 +66,10 @@ def guarded(call: Callable[[], int]) -> int:
     try:
         return call()
     except CrossoverError as error:
-        print(f"{'Refused' if error.exit_code == EXIT_REFUSED else 'Failed'}: {error}",
-              file=sys.stderr)
+        print(
+            f"{'Refused' if error.exit_code == EXIT_REFUSED else 'Failed'}: {error}",
+            file=sys.stderr,
+        )
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -102,8 +104,10 @@ def compose_and_run(arguments: list[str]) -> int:
 
     if "-m" in arguments or "--multirun" in arguments:
         raise NotBuiltYet(
-            "-m (sweeps)", instead="run the values one after another, or as arms of one run: "
-            "python launch.py +exp=lora +method@arms.lora2=lora arms.lora2.trainer.learning_rate=3e-4"
+            "-m (sweeps)",
+            instead="run the values one after another, or as arms of one run: "
+            "python launch.py +exp=lora +method@arms.lora2=lora "
+            "arms.lora2.trainer.learning_rate=3e-4",
         )
     command = shlex.join(["python", "launch.py", *arguments])
     overrides = rewrite(arguments)
@@ -135,16 +139,16 @@ def typed(config: Any) -> RunConfig:
     from launch.overrides import key_of
 
     for key in sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(
-            key, found="nothing", expected="a value", remedy=f"write {key}=VALUE"
-        )
+        raise ConfigError(key, found="nothing", expected="a value", remedy=f"write {key}=VALUE")
     try:
         found = OmegaConf.to_object(config)
     except AttributeError as error:
         cls, key = re.findall(r"'(\w+)'", str(error))[:2]
         typed_keys = [key_of(a) for a in sys.argv[1:] if key_of(a).split(".")[-1] == key]
         raise ConfigError(
-            next(iter(typed_keys), key), found=f"{key}, which {cls} does not have", expected="a key that exists",
+            next(iter(typed_keys), key),
+            found=f"{key}, which {cls} does not have",
+            expected="a key that exists",
             remedy=_known_keys(key, cls),
         ) from None
     except MissingMandatoryValue as error:

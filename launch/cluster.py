@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from conf.errors import ClusterError, NotBuiltYet
 from conf.schema import ClusterConfig, Device
@@ -102,6 +105,13 @@ def start(machine: Machine) -> None:
     os.environ.update(ENVIRONMENT)
     import ray
 
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        _init(ray, machine)
+    _protect_token()
+
+
+def _init(ray: Any, machine: Machine) -> None:
+    """Start Ray; what it prints about its own settings is nothing a user can act on."""
     ray.init(
         address="local",
         num_cpus=max(machine.devices, 1) if machine.device == "cpu" else num_cores(),
@@ -112,7 +122,6 @@ def start(machine: Machine) -> None:
         configure_logging=False,
         runtime_env={"env_vars": dict(ENVIRONMENT)},
     )
-    _protect_token()
 
 
 def _protect_token() -> None:

@@ -66,9 +66,7 @@ def with_estimates(
     return Plan(jobs=tuple(jobs))
 
 
-def _renderer(
-    arm: Arm, place: ModelPlace, known: dict[object, Renderer]
-) -> Renderer | None:
+def _renderer(arm: Arm, place: ModelPlace, known: dict[object, Renderer]) -> Renderer | None:
     """The arm's renderer, loaded once per model; None where the model is not ready."""
     if place.kind != "ready":
         return None
@@ -95,7 +93,10 @@ def _estimate(
     return Estimate(
         tokens=round(rows + decoded),
         seconds=_seconds(
-            (rows + PROMPT_ROWS_PER_DECODED_TOKEN * decoded) * 2, place, job.devices, machine,
+            (rows + PROMPT_ROWS_PER_DECODED_TOKEN * decoded) * 2,
+            place,
+            job.devices,
+            machine,
             start=START_SECONDS["evaluate"],
         ),
     )
@@ -138,7 +139,11 @@ def _training_memory(arm: Arm, place: ModelPlace, tokens: ArmTokens) -> int | No
 
 
 def _seconds(
-    operations_per_parameter: float, place: ModelPlace, devices: int, machine: Machine, *,
+    operations_per_parameter: float,
+    place: ModelPlace,
+    devices: int,
+    machine: Machine,
+    *,
     start: float,
 ) -> float | None:
     if machine.device != "cpu" or place.kind != "ready":
@@ -192,5 +197,3 @@ def _common_prefix(sequences: Sequence[Sequence[object]]) -> int:
             break
         count += 1
     return count
-
-

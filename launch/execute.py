@@ -95,13 +95,13 @@ class Executor:
         )
         rows = training_rows(self.task, arm, renderer)
         directory = self.directory(job).path
-        write_rows(directory / "rows.jsonl", rows.rows)
+        write_rows(rows.rows, directory / "rows.jsonl")
         facts = {
             "prompt_sha256": rows.prompt_sha256,
             "num_truncated": rows.num_truncated,
             "shown_row": rows.shown_row,
             "renderer_sha256": renderer.sha256,
-            "pad_id": renderer.pad_id,
+            "pad_id": renderer.end_ids[0],  # any id does: padding is masked by length
         }
         write_json(directory / "rows.json", facts)
         yield Progress(done=len(rows.rows), total=len(rows.rows), unit="rows")
@@ -182,6 +182,7 @@ class Executor:
             devices=job.devices,
             plugins=tuple(str(Path(p).resolve()) for p in self.config.plugins),
             rule=self._rule(job),
+            done=tuple(e for e in self.directory(job).events() if isinstance(e, SampleRecord)),
             log_path=self.log_directory(job) / "0.log",
         )
 
@@ -202,7 +203,7 @@ class Executor:
         return checkpoint_directory(points, steps[job.point])
 
     def _rule(self, job: Job) -> AnswerRule | None:
-        """How the arm answers, as its evaluate job chose on validation; latency asks the same way."""
+        """How the arm answers, as its evaluate job chose; latency requests are answered alike."""
         if job.kind != "latency":
             return None
         events = self.directory(self.plan.job(f"evaluate:{job.arm}")).events()

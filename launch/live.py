@@ -1,43 +1,49 @@
-"""The live table while jobs run; plain lines where the output is not a terminal."""
+"""The live table of arms while jobs run; plain lines where the output is not a terminal."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live as RichLive
-from rich.table import Table
 from rich.text import Text
 
-from conf.records import CurvePoint, Progress, SampleRecord, TrainRecord
+from conf.records import CurvePoint, LedgerLine, Measured, Progress, SampleRecord, TrainRecord
+from evaluation.panel import ArmState, live_table
+from evaluation.statistics import wilson
 from launch.plan import Plan
 from launch.scheduler import JobState
 
 # Without a terminal, a line at least this often, so that a log shows life.
 LINE_SECONDS = 5.0
-SIGNS = {
-    "waiting": " ",
-    "running": ">",
-    "done": "+",
-    "reused": "=",
-    "failed": "x",
-    "skipped": "-",
-    "stopped": "-",
-}
+SHARED = "(shared)"
+
+
+@dataclass(slots=True)
+class _Arm:
+    """What is known of an arm so far."""
+
+    tokens: int = 0
+    device_seconds: float = 0.0
+    scores: list[float] = field(default_factory=list)
+    progress: Progress | None = None
+    note: str = ""
 
 
 class Live:
-    """Shows every job: status, how far, a number that says how well, and seconds."""
+    """One row per arm: what it is doing, how far, how well so far, and what it has spent."""
 
-    def __init__(self, console: Console, plan: Plan) -> None:
+    def __init__(
+        self, console: Console, plan: Plan, *, usd_per_device_second: float | None
+    ) -> None:
         self._console = console
         self._plan = plan
+        self._price = usd_per_device_second
         self._states: dict[str, JobState] = {}
-        self._progress: dict[str, Progress] = {}
-        self._numbers: dict[str, str] = {}
-        self._correct: dict[str, list[float]] = {}
+        self._arms = {j.arm or SHARED: _Arm() for j in plan.jobs}
         self._note = ""
         self._last_line = 0.0
         self._begun = time.monotonic()
@@ -71,37 +77,47 @@ class Live:
         """A job started."""
         self._note = ""
         self._states[state.job.id] = state
+        arm = self._arms[state.job.arm or SHARED]
+        arm.progress, arm.note = None, ""
         self._say(f"> {state.job.id}")
 
     def event(self, state: JobState, event: Any) -> None:
         """Take progress and numbers out of a job's events."""
-        name = state.job.id
+        arm = self._arms[state.job.arm or SHARED]
         if isinstance(event, Progress):
-            self._progress[name] = event
+            arm.progress = event
         elif isinstance(event, TrainRecord):
+            arm.tokens += event.tokens
+            arm.device_seconds += event.device_seconds
             rate = event.tokens / max(event.step_seconds, 1e-9)
-            self._numbers[name] = f"loss {event.loss:.3f}, {rate:.0f} tokens/s"
+            arm.note = f"loss {event.loss:.3f}, {rate:.0f} tokens/s"
         elif isinstance(event, CurvePoint) and event.value.value is not None:
-            self._numbers[name] = f"{event.metric} {event.value.value:.3f} at step {event.step}"
+            arm.note = f"{event.metric} {event.value.value:.3f} at step {event.step}"
         elif isinstance(event, SampleRecord) and event.score is not None and event.set == "test":
-            scores = self._correct.setdefault(name, [])
-            scores.append(event.score)
-            self._numbers[name] = f"score {sum(scores) / len(scores):.3f}, n {len(scores)}"
+            arm.scores.append(event.score)
+            arm.note = f"score {sum(arm.scores) / len(arm.scores):.3f}, n {len(arm.scores)}"
+        elif isinstance(event, LedgerLine) and state.job.kind != "train":
+            arm.tokens += event.tokens
+            arm.device_seconds += event.device_seconds
 
     def end(self, state: JobState) -> None:
         """A job is over."""
         self._states[state.job.id] = state
-        reason = f"  {state.reason}" if state.status not in ("done", "reused") else ""
-        number = self._numbers.get(state.job.id, "")
-        sign = SIGNS[state.status]
-        self._say(f"{sign} {state.job.id:<28} {state.seconds:6.1f} s  {number}{reason}")
+        arm = self._arms[state.job.arm or SHARED]
+        if state.status in ("done", "reused"):
+            self._say(f"+ {state.job.id:<28} {state.seconds:6.1f} s  {arm.note}")
+        else:
+            sign = "x" if state.status == "failed" else "-"
+            self._say(f"{sign} {state.job.id:<28} {state.seconds:6.1f} s  {state.reason}")
+            arm.note = state.reason
+        arm.progress = None
 
     def tick(self, states: dict[str, JobState]) -> None:
         """Called often; without a terminal it prints a line now and then."""
         self._states = states
         if self._rich is None and time.monotonic() - self._last_line >= LINE_SECONDS:
             running = [s for s in states.values() if s.status == "running"]
-            text = "; ".join(f"{s.job.id} {self._far(s.job.id)}".rstrip() for s in running)
+            text = "; ".join(f"{s.job.id} {self._far(s)}".rstrip() for s in running)
             self._say(f"  {time.monotonic() - self._begun:5.0f} s  {text or 'waiting'}")
 
     def _say(self, text: str) -> None:
@@ -109,32 +125,65 @@ class Live:
             self._last_line = time.monotonic()
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _far(self, name: str) -> str:
-        progress = self._progress.get(name)
-        if progress is None:
-            return ""
-        far = f"{progress.done}/{progress.total} {progress.unit}"
-        parts = [far, progress.note, self._numbers.get(name, "")]
+    def _far(self, state: JobState) -> str:
+        arm = self._arms[state.job.arm or SHARED]
+        parts = [arm.note]
+        if arm.progress is not None:
+            far = f"{arm.progress.done}/{arm.progress.total} {arm.progress.unit}"
+            parts = [far, arm.progress.note if arm.progress.note not in arm.note else "", arm.note]
         return ", ".join(p for p in parts if p)
 
     def _render(self) -> Group:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("", "job", "progress", "s"):
-            table.add_column(column, justify="right" if column == "s" else "left", no_wrap=True)
-        for job in self._plan.jobs:
-            state = self._states.get(job.id)
-            status = state.status if state else "waiting"
-            seconds = self._seconds(state)
-            text = state.reason if state and state.status in ("failed", "skipped") else ""
-            far = text.splitlines()[0] if text else self._far(job.id)
-            style = {"running": "bold", "waiting": "dim", "failed": "red"}.get(status, "")
-            table.add_row(SIGNS[status], job.id, far, seconds, style=style)
+        names = [n for n in self._arms if n != SHARED or self._status(n)[0] == "running"]
+        table = live_table([self._row(name) for name in names])
         spent = f"{time.monotonic() - self._begun:.0f} s"
         return Group(table, Text(f"{spent}  {self._note}".rstrip(), style="dim"))
 
-    @staticmethod
-    def _seconds(state: JobState | None) -> str:
-        if state is None or state.started is None:
-            return ""
-        now = time.monotonic() - state.started if state.status == "running" else state.seconds
-        return f"{now:.0f}"
+    def _row(self, name: str) -> ArmState:
+        arm = self._arms[name]
+        status, state = self._status(name)
+        progress = arm.progress
+        if state is not None and progress is not None and not progress.note:
+            kind = state.job.kind
+            progress = Progress(
+                done=progress.done, total=progress.total, unit=f"{kind} {progress.unit}"
+            )
+        return ArmState(
+            arm=name,
+            state=status,
+            progress=progress,
+            metric=_metric(arm.scores),
+            tokens=arm.tokens or None,
+            seconds=self._seconds(name) or None,
+            usd=None if self._price is None else (arm.device_seconds * self._price or None),
+            note=arm.note or (state.job.kind if state is not None else ""),
+        )
+
+    def _status(self, name: str) -> tuple[str, JobState | None]:
+        """An arm's state from its jobs': the running one, else a failed one, else what is left."""
+        states = [
+            self._states[j.id]
+            for j in self._plan.jobs
+            if (j.arm or SHARED) == name and j.id in self._states
+        ]
+        for status in ("running", "failed", "skipped", "stopped", "waiting"):
+            found = next((s for s in states if s.status == status), None)
+            if found is not None:
+                return ("failed" if status == "skipped" else status), found
+        if states and all(s.status == "reused" for s in states):
+            return "reused", None
+        return ("done", None) if states else ("waiting", None)
+
+    def _seconds(self, name: str) -> float:
+        total = 0.0
+        for job in self._plan.jobs:
+            state = self._states.get(job.id)
+            if state is None or (job.arm or SHARED) != name or state.started is None:
+                continue
+            is_running = state.status == "running"
+            total += time.monotonic() - state.started if is_running else state.seconds
+        return total
+
+
+def _metric(scores: list[float]) -> Measured | None:
+    return wilson(sum(scores), len(scores)) if scores else None

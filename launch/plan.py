@@ -152,9 +152,7 @@ def build_plan(
 
 def _model_jobs(arms: Mapping[str, Arm], models: Mapping[str, ModelSource]) -> list[Job]:
     sources = {m.key: m for name, m in models.items() if name in arms and not m.is_ready}
-    return [
-        Job(id=f"model:{key[:8]}", kind="model", arm=None, key=key) for key in sources
-    ]
+    return [Job(id=f"model:{key[:8]}", kind="model", arm=None, key=key) for key in sources]
 
 
 def _needs_model(source: ModelSource) -> tuple[str, ...]:

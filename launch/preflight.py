@@ -1,4 +1,4 @@
-"""Everything that can be refused before anything starts, in one pass, without torch, Ray or transformers."""
+"""Everything that is refused before anything starts; needs no torch, Ray or transformers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from conf.errors import ClusterError, ConfigError, ModelError, NotBuiltYet
 from conf.hashing import plain, sha256_of
@@ -49,7 +50,7 @@ class Checked:
     model_facts: dict[str, ModelFacts]  # of the base models that are ready
     machine: Machine
     plan: Plan
-    wandb_mode: str
+    wandb_mode: Literal["online", "offline", "off"]
 
     @property
     def root(self) -> Path:
@@ -210,8 +211,9 @@ def _checkpoint_key(arm: Arm, arms: dict[str, Arm]) -> str | None:
         raise ConfigError(
             f"arms.{arm.name}.on",
             found=f"{arm.on}, neither an arm of this run nor a directory",
-            expected=f"one of {', '.join(n for n, a in arms.items() if a.is_tuned) or 'no arm here'}"
-            ", or a checkpoint directory",
+            expected="a fine-tuned arm of this run "
+            f"({', '.join(n for n, a in arms.items() if a.is_tuned) or 'there is none'}), "
+            "or a checkpoint directory",
             remedy=f"write arms.{arm.name}.on=outputs/RUN/arms/lora/final/checkpoint",
         )
     return checkpoint_sha256(directory)
@@ -314,7 +316,7 @@ def _check_writable(root: Path) -> None:
 
 
 def _run_name(config: RunConfig, exp: str) -> str:
-    """The user's name, else <exp>-<task>-<model>-<8 hex>: the same command is the same directory."""
+    """The user's name, else <exp>-<task>-<model>-<8 hex>: same command, same directory."""
     if config.run.name:
         name = config.run.name
         allowed = name.replace(".", "").replace("_", "").replace("-", "").isalnum()
@@ -324,8 +326,6 @@ def _run_name(config: RunConfig, exp: str) -> str:
             )
         return name
     content = {
-        k: v
-        for k, v in plain(config).items()
-        if k not in ("run", "cluster", "tracking", "dry_run")
+        k: v for k, v in plain(config).items() if k not in ("run", "cluster", "tracking", "dry_run")
     }
     return f"{exp}-{config.task.name}-{config.model.name}-{sha256_of(content)[:8]}"

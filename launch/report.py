@@ -22,14 +22,18 @@ def report(arguments: list[str]) -> int:
     """Write the report of a run again, under another volume, price or limit."""
     if not arguments:
         raise ConfigError(
-            "python -m launch.report", found="no run", expected="a run directory",
+            "python -m launch.report",
+            found="no run",
+            expected="a run directory",
             remedy="python -m launch.report outputs/RUN decision.requests_per_month=1e6",
         )
     run, overrides = Path(arguments[0]), arguments[1:]
     for override in overrides:
         if key_of(override).partition(".")[0] not in ALLOWED:
             raise ConfigError(
-                key_of(override), found=override, expected=f"keys of {', '.join(ALLOWED)}",
+                key_of(override),
+                found=override,
+                expected=f"keys of {', '.join(ALLOWED)}",
                 remedy="type the run's own command with this override for new records",
             )
     if not (run / "config.json").is_file():
@@ -69,7 +73,9 @@ def changed_sections(
         if k.startswith("pricing.device_hour.")
     }
     rest = {
-        k[8:]: getattr(typed.pricing, k[8:]) for k in keys if k in ("pricing.source", "pricing.date")
+        k[8:]: getattr(typed.pricing, k[8:])
+        for k in keys
+        if k in ("pricing.source", "pricing.date")
     }
     return decision, PricingConfig(
         **stored["pricing"] | {"device_hour": PriceConfig(**hour)} | rest

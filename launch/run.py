@@ -1,4 +1,4 @@
-"""One run, from a checked configuration to its report: config -> plan -> jobs -> records -> report."""
+"""One run: a checked configuration -> plan -> jobs -> records -> report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,19 @@ from launch.scheduler import JobState, Scheduler
 from launch.store import JobDirectory, RunDirectory, link_tree, renamed, write_json
 from launch.tracking import Tracker
 
-PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "wandb", "hydra-core", "numpy")
+# Kinds of jobs that go on from the records of a killed attempt; others start again.
+RESUMABLE = ("evaluate", "curve")
+PACKAGES = (
+    "crossover",
+    "torch",
+    "ray",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "wandb",
+    "hydra-core",
+    "numpy",
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,13 +65,12 @@ class Recorder:
         """Journal the start; what a killed attempt spent comes back onto the bill."""
         job = state.job
         directory = JobDirectory(self.checked.root, job.key)
-        lost = directory.begin()
+        kept = directory.begin(keeps_records=job.kind in RESUMABLE)
         self._jobs[job.id] = directory
-        self.run.journal("job_started", job=job.id, arm=job.arm, attempt=state.attempts)
-        for line in lost:
-            self.run.append(
-                renamed(line, job=job.id, arm=job.arm, is_reused=False), job=job.id, arm=job.arm
-            )
+        self.run.journal("job_started", job=job.id, arm=job.arm, data={"attempt": state.attempts})
+        for event in kept:
+            shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
+            self.run.append(shown, job=job.id, arm=job.arm)
         self.live.start(state)
 
     def on_event(self, state: JobState, event: Any) -> None:
@@ -73,9 +84,7 @@ class Recorder:
         self.run.append(shown, job=job.id, arm=job.arm)
         seconds = time.monotonic() - (state.started or time.monotonic())
         self.tracker.event(job.arm, shown, job_seconds=seconds, devices=job.devices)
-        if isinstance(event, TrainRecord):
-            self.budget.spend(event.device_seconds)
-        elif isinstance(event, LedgerLine) and job.kind != "train":
+        if isinstance(event, TrainRecord) or isinstance(event, LedgerLine) and job.kind != "train":
             self.budget.spend(event.device_seconds)
         elif isinstance(event, TrainSummary):
             for line in training_ledger(event, job):
@@ -89,7 +98,10 @@ class Recorder:
             assert directory is not None
             directory.finish(seconds=state.seconds, hardware=self.hardware)
             self.run.journal(
-                "job_done", job=job.id, arm=job.arm, is_reused=False, seconds=state.seconds
+                "job_done",
+                job=job.id,
+                arm=job.arm,
+                data={"is_reused": False, "seconds": state.seconds},
             )
             show_checkpoints(self.checked, self.run, job)
         else:
@@ -105,9 +117,11 @@ class Recorder:
             "job_failed" if state.status in ("failed", "skipped") else "job_stopped",
             job=job.id,
             arm=job.arm,
-            error=state.reason,
-            remedy=remedy,
-            is_refused=isinstance(state.error, Refused),
+            data={
+                "error": state.reason,
+                "remedy": remedy,
+                "is_refused": isinstance(state.error, Refused),
+            },
         )
         if state.status == "failed":
             error = {
@@ -160,14 +174,14 @@ def execute(checked: Checked, console: Console) -> int:
 
 def _execute(checked: Checked, run: RunDirectory, console: Console) -> int:
     _write_facts(checked, run)
-    run.journal("run_started", command=checked.command)
+    run.journal("run_started", data={"command": checked.command})
     finished = _replay_finished(checked, run)
     pending = [j for j in checked.plan.jobs if j.id not in finished]
     console.print(_opening(checked, run, len(finished), len(pending)), highlight=False)
     exit_code, tracker = EXIT_DONE, None
     if pending:
         exit_code, tracker = _run_pending(checked, run, console, finished)
-    run.journal("run_finished", exit_code=exit_code)
+    run.journal("run_finished", data={"exit_code": exit_code})
     results = _report(checked, run, console, exit_code)
     if tracker is not None:
         tracker.finish(results)
@@ -211,7 +225,8 @@ def _run_pending(
         machine=checked.machine,
         run_path=run.path,
     )
-    with Live(console, checked.plan) as live:
+    price = checked.config.pricing.usd_per_device_second
+    with Live(console, checked.plan, usd_per_device_second=price) as live:
         recorder = Recorder(
             checked=checked,
             run=run,
@@ -243,8 +258,12 @@ def _run_pending(
 
 def _is_lost_process(error: BaseException) -> bool:
     """Whether a process or node was lost, as opposed to the job's own failure."""
-    from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError
-    from ray.exceptions import WorkerCrashedError
+    from ray.exceptions import (
+        ActorDiedError,
+        ActorUnavailableError,
+        NodeDiedError,
+        WorkerCrashedError,
+    )
 
     lost = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError)
     return isinstance(error, lost)
@@ -269,7 +288,8 @@ def _replay_finished(checked: Checked, run: RunDirectory) -> frozenset[str]:
         for event in directory.events():
             shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
             run.append(shown, job=job.id, arm=job.arm)
-        run.journal("job_done", job=job.id, arm=job.arm, is_reused=True, seconds=done.seconds)
+        facts = {"is_reused": True, "seconds": done.seconds}
+        run.journal("job_done", job=job.id, arm=job.arm, data=facts)
         show_checkpoints(checked, run, job)
     return frozenset(finished)
 
@@ -293,7 +313,7 @@ def _report(
     from evaluation.summary import summarise
 
     records = read_run(run.path)
-    if not any(records.samples.values()):
+    if not any(arm.samples for arm in records.arms.values()):
         return None
     results = summarise(records)
     paths = write_report(results, records, run.path)
@@ -315,7 +335,7 @@ def _write_facts(checked: Checked, run: RunDirectory) -> None:
             "arms": {n: {"kind": a.kind, "on": a.on} for n, a in checked.arms.items()},
             "command": checked.command,
             **_commit(),
-            "versions": {"crossover": metadata.version("crossover")} | _versions(),
+            "versions": _versions(),
             "hardware": {
                 "name": checked.machine.name,
                 "device": checked.machine.device,

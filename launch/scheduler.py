@@ -21,7 +21,7 @@ MAX_ATTEMPTS = 2
 
 @dataclass(kw_only=True, slots=True)
 class JobState:
-    """Where a job stands. status: waiting | running | done | reused | failed | skipped | stopped."""
+    """Where a job is. status: waiting | running | done | reused | failed | skipped | stopped."""
 
     job: Job
     status: str = "waiting"
@@ -107,8 +107,12 @@ class Scheduler:
                     break
 
     def _start_ready(self) -> None:
+        is_held = False
         for state in self.states.values():
-            if state.status != "waiting" or not self._is_ready(state.job):
+            if state.status != "waiting" or (is_held and state.job.devices):
+                continue
+            if not self._is_ready(state.job):
+                is_held = is_held or self._is_imminent(state.job)
                 continue
             reason = self.stop_reason or self.may_start(state.job)
             if reason:
@@ -127,14 +131,18 @@ class Scheduler:
             return False
         return all(self.states[name].status in ("done", "reused") for name in job.depends_on)
 
+    def _is_imminent(self, job: Job) -> bool:
+        """Whether a job waits only for light jobs that run; later jobs leave it its devices."""
+        waits_for = [self.states[n] for n in job.depends_on]
+        missing = [s for s in waits_for if s.status not in ("done", "reused")]
+        return bool(missing) and all(s.status == "running" and not s.job.devices for s in missing)
+
     def _start(self, state: JobState) -> None:
         state.status = "running"
         state.attempts += 1
         state.started = time.monotonic()
         self.listener.on_start(state)
-        threading.Thread(
-            target=self._drive, args=(state,), name=state.job.id, daemon=True
-        ).start()
+        threading.Thread(target=self._drive, args=(state,), name=state.job.id, daemon=True).start()
 
     def _drive(self, state: JobState) -> None:
         try:
@@ -170,6 +178,12 @@ class Scheduler:
             state.reason = f"attempt {state.attempts} lost: {type(error).__name__}"
             return
         else:
-            state.status, state.error = "failed", error
-            state.reason = str(error) or type(error).__name__
+            state.status, state.error = "failed", _cause(error)
+            state.reason = str(state.error) or type(state.error).__name__
         self.listener.on_end(state)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The job's own error, where a remote process wrapped it."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error

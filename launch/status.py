@@ -38,7 +38,9 @@ def status(run: Path) -> str:
             text = "reused"
         seconds = event.data.get("seconds") if event else None
         lines.append(f"  {job['id']:<30} {text:<9}" + (f"{seconds:8.1f} s" if seconds else ""))
-    spent = sum(e.data["device_seconds"] for e in events if e.event == "ledger" and not e.data["is_reused"])
+    spent = sum(
+        e.data["device_seconds"] for e in events if e.event == "ledger" and not e.data["is_reused"]
+    )
     lines.append(f"  spent: {spent:.0f} device-seconds in this attempt")
     errors = [e for e in events if e.event == "job_failed"]
     if errors:
@@ -71,7 +73,13 @@ def _headline(events: list[JournalEvent]) -> str:
     return f"last event {time.time() - last.time:.0f} s ago, at {when}"
 
 
+def main(run: Path) -> int:
+    """Print the status."""
+    print(status(run))
+    return 0
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("Write: python -m launch.status outputs/RUN")
-    sys.exit(guarded(lambda: print(status(Path(sys.argv[1]))) or 0))
+    sys.exit(guarded(lambda: main(Path(sys.argv[1]))))

@@ -1,7 +1,7 @@
 """The run directory and the job cache: paths, append-only records, one writer, atomic files.
 
-outputs/<run>/ belongs to one run and is rebuilt from its jobs; outputs/.cache/jobs/<key>/ holds each
-job once, by the hash of all that determines it, and is shared by all runs.
+outputs/<run>/ belongs to one run and is rebuilt from its jobs; outputs/.cache/jobs/<key>/ holds
+each job once, by the hash of all that determines it, and is shared by all runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -35,13 +35,7 @@ from conf.records import (
 )
 
 Event = (
-    SampleRecord
-    | TrainRecord
-    | CurvePoint
-    | LedgerLine
-    | AnswerRule
-    | PromptText
-    | TrainSummary
+    SampleRecord | TrainRecord | CurvePoint | LedgerLine | AnswerRule | PromptText | TrainSummary
 )
 
 
@@ -118,16 +112,30 @@ class JobDirectory:
         path = self.path / "done.json"
         return from_dict(DoneJob, json.loads(path.read_text())) if path.exists() else None
 
-    def begin(self) -> list[LedgerLine]:
-        """Start an attempt; what an earlier, killed attempt spent is returned to be billed again."""
-        lost = self._lost_work()
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+    def begin(self, *, keeps_records: bool) -> list[Event]:
+        """Start an attempt; returns what stays from a killed one.
+
+        keeps_records: the job goes on from its records, so they all stay; otherwise it starts
+        again, and only what the killed attempt spent stays, as `redone`.
+        """
+        if not keeps_records:
+            kept: list[Event] = [*self._lost_work()]
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._lines = Lines(self.records_path)
+            for line in kept:
+                self.append(line)
+            return kept
+        self._cut_broken_line()
         self._lines = Lines(self.records_path)
-        for line in lost:
-            self.append(line)
-        return lost
+        return list(self.events())
+
+    def _cut_broken_line(self) -> None:
+        """Take off a last line that a killed writer left half written."""
+        if self.records_path.exists():
+            text = self.records_path.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]
+            if whole != text:
+                self.records_path.write_bytes(whole)
 
     def append(self, event: Event) -> None:
         """Keep one record of the running attempt."""
@@ -156,7 +164,7 @@ class JobDirectory:
             yield from_dict(RECORD_TYPES[line["type"]], line)
 
     def _lost_work(self) -> list[LedgerLine]:
-        """Bill a killed attempt from its records: tokens computed, and seconds between its lines."""
+        """Bill a killed attempt from its records: tokens computed, seconds between its lines."""
         lines = list(read_lines(self.records_path))
         if not lines:
             return []
@@ -169,7 +177,11 @@ class JobDirectory:
             seconds = lines[-1]["time"] - lines[0]["time"]
             kept.append(
                 LedgerLine(
-                    job=self.key[:8], arm=arm, purpose="redone", tokens=tokens, device_seconds=seconds
+                    job=self.key[:8],
+                    arm=arm,
+                    purpose="redone",
+                    tokens=tokens,
+                    device_seconds=seconds,
                 )
             )
         return kept
@@ -186,7 +198,7 @@ class RunDirectory:
         self._prompts: set[tuple[str, str]] = set()
 
     def open(self) -> None:
-        """Create and lock the directory, and clear what is rebuilt from jobs. Raises ClusterError."""
+        """Create and lock the directory; clear what is rebuilt from jobs. Raises ClusterError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a+")
@@ -226,12 +238,19 @@ class RunDirectory:
             self._lock = None
 
     def journal(
-        self, event: str, *, job: str | None = None, arm: str | None = None, **data: Any
+        self,
+        event: str,
+        *,
+        job: str | None = None,
+        arm: str | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Append one event to journal.jsonl."""
         self._append(
             self.path / "journal.jsonl",
-            JournalEvent(time=time.time(), event=event, job=job, arm=arm, data=plain(data)),
+            JournalEvent(
+                time=time.time(), event=event, job=job, arm=arm, data=plain(dict(data or {}))
+            ),
         )
 
     def write_items(self, items: list[Item]) -> None:
@@ -254,7 +273,7 @@ class RunDirectory:
                 self._append(self.path / "prompts.jsonl", event)
         else:
             names = {LedgerLine: "ledger", AnswerRule: "answer_rule", TrainSummary: "train_summary"}
-            self.journal(names[type(event)], job=job, arm=arm, **to_dict(event))
+            self.journal(names[type(event)], job=job, arm=arm, data=to_dict(event))
 
     def _append(self, path: Path, value: Any) -> None:
         if path not in self._files:

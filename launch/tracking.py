@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from conf.errors import ConfigError
 from conf.records import CurvePoint, Measured, SampleRecord, TrainRecord
@@ -25,7 +25,7 @@ X_AXES = ("progress/usd", "progress/tokens", "progress/labels")
 ITEMS_PER_POINT = 10
 
 
-def mode_of(config: RunConfig) -> str:
+def mode_of(config: RunConfig) -> Literal["online", "offline", "off"]:
     """online, offline or off; auto is online with a key and offline without one.
 
     Raises:
@@ -87,7 +87,7 @@ class Tracker:
     directory: Path
     arms: Mapping[str, Arm]
     num_train_labels: int
-    mode: str
+    mode: Literal["online", "offline", "off"]
     attempt: str = field(default_factory=lambda: format(int(time.time()), "x"))
     warnings: list[str] = field(default_factory=list)
     _runs: dict[str, Any] = field(default_factory=dict)
@@ -147,7 +147,9 @@ class Tracker:
                 spent = self._spent.setdefault(arm, _Spent())
                 spent.labels = result.labels_used or spent.labels
                 self._log(arm, self._final_axes(arm, results) | _final(result))
-            summary = {f"{arm}/{k}": v for arm, r in results.arms.items() for k, v in _final(r).items()}
+            summary = {
+                f"{arm}/{k}": v for arm, r in results.arms.items() for k, v in _final(r).items()
+            }
             self._log("summary", summary)
         for run in self._runs.values():
             self._guarded(run.finish)
@@ -199,11 +201,16 @@ class Tracker:
                 name=arm,
                 group=self.name,
                 job_type=job_type,
-                mode=self.mode,
+                mode="online" if self.mode == "online" else "offline",
                 dir=str(self.directory),
                 reinit="create_new",
-                config={"arm": arm, "kind": kind, "task": self.config.task.name,
-                        "model": self.config.model.name, "run": self.name},
+                config={
+                    "arm": arm,
+                    "kind": kind,
+                    "task": self.config.task.name,
+                    "model": self.config.model.name,
+                    "run": self.name,
+                },
                 settings=wandb.Settings(
                     silent=True,
                     console="off",
@@ -249,5 +256,3 @@ def _final(result: Any) -> dict[str, float]:
         row["eval/usd_per_million_tokens"] = result.cost.usd_per_million_tokens.value
         row["eval/usd_per_request"] = result.cost.request_usd.value
     return {k: v for k, v in row.items() if v is not None}
-
-

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 import traceback
@@ -21,7 +20,15 @@ from typing import Any
 
 from conf.errors import CrossoverError, JobFailed
 from conf.hashing import plain
-from conf.records import RECORD_TYPES, AnswerRule, Progress, TrainRecord, TrainSummary, from_dict
+from conf.records import (
+    RECORD_TYPES,
+    AnswerRule,
+    Progress,
+    SampleRecord,
+    TrainRecord,
+    TrainSummary,
+    from_dict,
+)
 from conf.resolve import Arm
 from evaluation.tasks import Task
 from launch.plan import Machine
@@ -47,11 +54,12 @@ class AnswerWork:
     devices: int
     plugins: tuple[str, ...]
     rule: AnswerRule | None
+    done: tuple[SampleRecord, ...]  # of a killed attempt
     log_path: Path
 
 
 class Evaluator:
-    """A process that keeps its model between jobs and swaps adapters. Made a Ray actor by `evaluator`."""
+    """A process that keeps its model between jobs and swaps adapters; a Ray actor."""
 
     def __init__(self) -> None:
         self._engine: Any = None
@@ -75,7 +83,8 @@ class Evaluator:
                 rule=work.rule,
             )
             yield from gathered(
-                evaluate(job, task=work.task, engine=engine, renderer=renderer), seconds=0.2
+                evaluate(job, task=work.task, engine=engine, renderer=renderer, done=work.done),
+                seconds=0.2,
             )
 
     def _ready(self, work: AnswerWork) -> tuple[Any, Any]:
@@ -83,9 +92,7 @@ class Evaluator:
         from evaluation.rendering import Renderer
 
         model = work.arm.model
-        renderer = Renderer.load(
-            work.model_dir, layout=model.layout, max_length=model.max_length
-        )
+        renderer = Renderer.load(work.model_dir, layout=model.layout, max_length=model.max_length)
         key = (work.model_dir, plain(work.arm.engine), model.dtype, work.task.sha256)
         if key != self._engine_key:
             self._engine = None  # give the memory back before the next model is loaded
@@ -152,13 +159,16 @@ def run_reference(job: str, arm: Arm, task: Task, log_path: Path) -> list[Any]:
 def logged(path: Path) -> Iterator[None]:
     """Send what libraries print to the job's log file; a failure's traceback goes there too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", buffering=1) as stream:
-        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            try:
-                yield
-            except BaseException:
-                traceback.print_exc(file=stream)
-                raise
+    with (
+        path.open("a", encoding="utf-8", buffering=1) as stream,
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(stream),
+    ):
+        try:
+            yield
+        except BaseException:
+            traceback.print_exc(file=stream)
+            raise
 
 
 class FileRuntime:
@@ -249,7 +259,6 @@ def _follow(path: Path, thread: threading.Thread) -> Iterator[Any]:
 def _fit(
     arguments: dict[str, Any], job: TrainJob, machine: Machine, failure: list[BaseException]
 ) -> None:
-    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -264,12 +273,15 @@ def _fit(
             scaling_config=ScalingConfig(
                 num_workers=job.world_size,
                 use_gpu=machine.device == "cuda",
-                resources_per_worker={"CPU": cpus, **({"GPU": 1} if machine.device == "cuda" else {})},
+                resources_per_worker={
+                    "CPU": cpus,
+                    **({"GPU": 1} if machine.device == "cuda" else {}),
+                },
             ),
             run_config=RunConfig(
                 name=f"attempt-{int(time.time() * 1000)}",
                 storage_path=str(Path(job.output_dir).resolve() / "ray"),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+                failure_config=FailureConfig(max_failures=0),
             ),
         ).fit()
     except BaseException as error:  # noqa: BLE001 - handed to the scheduler's thread, which raises it
@@ -284,5 +296,3 @@ def _reason(log_dir: Path, error: BaseException) -> str:
     for cause in failures.values():
         return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-
-

@@ -42,7 +42,7 @@ LONG_PROMPT_TOKENS = 200  # at this length the noisy script is halfway to always
 class ScriptedEngine:
     """Answers by script; token counts are those of a perfect engine without padding.
 
-    A request's id must begin with its item's id, up to a `|`: that is how the answer is found.
+    A request's id is `ITEM|REPEAT|CALL`, or an item's id: that is how the answer is found.
     """
 
     name = "scripted"
@@ -168,7 +168,7 @@ class ScriptedEngine:
         return self._task.word(label) if self._task is not None else label
 
     def _item(self, request_id: str) -> Item | None:
-        return self._items.get(request_id.split("|", 1)[0])
+        return self._items.get(request_id.rsplit("|", 2)[0])
 
     def _is_right(self, request_id: str, prompt_tokens: int) -> bool:
         """Oracles are; the noisy script in 80 of 100 cases, in more the longer its prompt is."""

@@ -1,0 +1,147 @@
+"""From what a prompt style asks to a request for the engine: render, tokenise, check the length."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from conf.hashing import sha256_of
+from conf.records import Item
+from conf.resolve import Arm
+from evaluation.engines.base import GenerateRequest, ScoreRequest
+from evaluation.prepare import context_for
+from evaluation.prompts import Ask, Calls, Think, get_style
+from evaluation.rendering import Renderer, joint_ids
+from evaluation.tasks import Task
+
+# Room for an answer beyond the longest right one: a model may begin with a few words of its own.
+SPARE_SHARE, SPARE_TOKENS = 0.25, 8
+
+
+@dataclass(slots=True)
+class Talk:
+    """The calls of one style with one item. call: what it asks now, None when it is over."""
+
+    item: Item
+    repeat: int
+    calls: Calls
+    call: Ask | Think | None
+    index: int = 0
+
+    def send(self, text: str) -> str | None:
+        """Send a completion; returns the style's own answer when it is over, else None."""
+        try:
+            self.call = self.calls.send(text)
+        except StopIteration as end:
+            self.call = None
+            return text if end.value is None else str(end.value)
+        self.index += 1
+        return None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Call:
+    """One call of one talk, ready for the engine.
+
+    prompt_tokens: of the prompt's text alone. labels: what is scored, in the request's order.
+    error: why it cannot be asked.
+    """
+
+    talk: Talk
+    text: str
+    sha256: str
+    prompt_tokens: int
+    request: ScoreRequest | GenerateRequest
+    labels: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class CallMaker:
+    """Makes the calls of one arm."""
+
+    def __init__(self, arm: Arm, *, task: Task, renderer: Renderer) -> None:
+        """Draw the shots, find the style, and how long an answer may be."""
+        self._arm = arm
+        self._task = task
+        self._renderer = renderer
+        self._style = get_style(arm.answering.prompt, key=f"arms.{arm.name}.prompt")
+        self._context = context_for(task, arm)
+        self._stop = (*renderer.stop, *arm.engine.stop)
+        self._max_new_tokens = arm.engine.max_new_tokens or self._longest_answer_tokens()
+
+    def start(self, item: Item, *, repeat: int) -> Talk:
+        """Begin a talk with an item."""
+        calls = self._style(item, self._context)
+        return Talk(item=item, repeat=repeat, calls=calls, call=next(calls))
+
+    def make(self, talk: Talk, *, answer_by: str) -> Call:
+        """The talk's present call as a request."""
+        ask = talk.call
+        assert ask is not None, "a talk that is over asks nothing"
+        text = self._renderer.render(ask.messages, ask.prefix)
+        if isinstance(ask, Ask) and answer_by == "score":
+            return self._to_score(talk, text)
+        limit = ask.max_new_tokens if isinstance(ask, Think) else self._max_new_tokens
+        return self._to_generate(talk, text, limit=limit)
+
+    def _to_score(self, talk: Talk, text: str) -> Call:
+        labels = self._task.candidates(talk.item)
+        joint = joint_ids(self._renderer, text, [self._task.word(label) for label in labels])
+        request = ScoreRequest(
+            id=_name(talk), prompt_ids=joint.prompt_ids, label_ids=tuple(joint.completion_ids)
+        )
+        longest = max(len(ids) for ids in joint.completion_ids)
+        return Call(
+            talk=talk,
+            text=text,
+            sha256=_sha256(text),
+            prompt_tokens=joint.prompt_tokens,
+            request=request,
+            labels=labels,
+            error=self._length_error(joint.prompt_tokens, longest),
+        )
+
+    def _to_generate(self, talk: Talk, text: str, *, limit: int) -> Call:
+        prompt = tuple(self._renderer.encode(text))
+        room = self._renderer.max_length - len(prompt)
+        request = GenerateRequest(
+            id=_name(talk),
+            prompt_ids=prompt,
+            max_new_tokens=max(1, min(limit, room)),
+            stop=self._stop,
+            temperature=self._arm.engine.temperature,
+            seed=int(sha256_of(["noise", _name(talk)])[:15], 16),
+        )
+        return Call(
+            talk=talk,
+            text=text,
+            sha256=_sha256(text),
+            prompt_tokens=len(prompt),
+            request=request,
+            error=self._length_error(len(prompt), 1),
+        )
+
+    def _length_error(self, prompt_tokens: int, answer_tokens: int) -> str | None:
+        limit = self._renderer.max_length
+        if prompt_tokens + answer_tokens <= limit:
+            return None
+        return (
+            f"a prompt of {prompt_tokens} tokens and an answer of {answer_tokens} "
+            f"do not fit the context of {limit}"
+        )
+
+    def _longest_answer_tokens(self) -> int:
+        """The longest right answer of the training split, its end token, and some room."""
+        answers = {self._task.word(item.answer_key) for item in self._task.items["train"]}
+        longest = max((len(self._renderer.encode(answer)) for answer in answers), default=1)
+        return math.ceil(longest * (1 + SPARE_SHARE)) + 1 + SPARE_TOKENS
+
+
+def _name(talk: Talk) -> str:
+    """A request's id; the scripted engine reads the item's id off it."""
+    return f"{talk.item.id}|{talk.repeat}|{talk.index}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

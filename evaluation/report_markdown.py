@@ -1,0 +1,65 @@
+"""report.md: the same numbers as the page, briefly (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conf.results import Results
+from evaluation import report_tables as tables
+from evaluation.charts import Chart
+
+
+def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
+    """The report as Markdown."""
+    verdict = results.recommendation.verdict
+    lines = [f"# {escaped(verdict[:1].upper() + verdict[1:])}", ""]
+    lines += [f"{escaped(reason)}\n" for reason in results.recommendation.reasons]
+    if results.recommendation.would_change_if:
+        lines += ["What would change this:", ""]
+        lines += [f"- {escaped(change)}" for change in results.recommendation.would_change_if]
+        lines.append("")
+    lines += [
+        f"- {escaped(f.title)}: **{escaped(f.value)}** {escaped(f'({f.note})' if f.note else '')}"
+        for f in tables.key_figures(results)
+    ]
+    lines += ["", "## Arms", "", *_arms(results), ""]
+    for title, table in (
+        ("Pairs", tables.pair_table(results)),
+        ("Break-even", tables.break_even_table(results)),
+        ("Ledger", tables.ledger_table(results)),
+    ):
+        if table.rows:
+            lines += [f"## {title}", "", *_table(table.headings, table.rows), "", table.note, ""]
+    lines += ["## Figures", ""]
+    lines += [f"![{escaped(chart.title)}](figures/{chart.name}.svg)\n" for chart in charts]
+    lines += ["## Method", "", *(f"- {escaped(note)}" for note in tables.method_notes(results)), ""]
+    command = str(results.provenance.get("command") or "not recorded")
+    lines += ["Run again:", "", *(f"    {line}" for line in command.splitlines()), ""]
+    lines += [f"- {name}: {escaped(text)}" for name, text in tables.run_facts(results)]
+    return "\n".join(lines) + "\n"
+
+
+def _arms(results: Results) -> list[str]:
+    headings = tables.arm_headings(results)
+    rows = []
+    for row in tables.arm_rows(results):
+        if row.error:
+            rows.append([row.name, row.error, *[""] * (len(headings) - 2)])
+        else:
+            cells = [f"{c.value} ({c.note})" if c.note else c.value for c in row.cells]
+            rows.append([row.name, *cells])
+    return _table(headings, rows)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    head = f"| {' | '.join(map(escaped, headings))} |"
+    rule = f"| --- |{' ---: |' * (len(headings) - 1)}"
+    return [head, rule, *(f"| {' | '.join(map(escaped, row))} |" for row in rows)]
+
+
+def escaped(text: str) -> str:
+    """One line of text that Markdown shows as it is."""
+    flat = " ".join(text.split())
+    for character in "\\`*_[]<>|":
+        flat = flat.replace(character, f"\\{character}")
+    return flat

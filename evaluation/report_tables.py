@@ -1,0 +1,388 @@
+"""The tables and sentences of a report, for HTML and Markdown alike (pure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conf.records import Measured
+from conf.results import ArmResult, BreakEven, Pair, Results
+from evaluation import wording
+from evaluation.charts import assumed_volume, headline_break_even, is_priced, metric_name
+from evaluation.decision_rules import family, pair_of
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Cell:
+    """A figure, and a smaller note below it (its interval)."""
+
+    value: str
+    note: str = ""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ArmRow:
+    """One row of the table of arms; with an error there are no cells."""
+
+    name: str
+    family: str
+    cells: tuple[Cell, ...] = ()
+    error: str = ""
+    note: str = ""
+    style: str = ""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class KeyFigure:
+    """One figure beside the verdict."""
+
+    title: str
+    value: str
+    note: str
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SimpleTable:
+    """Headings, rows of text, and a note below."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def arm_headings(results: Results) -> list[str]:
+    """Headings of the table of arms; the first is the arm."""
+    unit = "USD" if is_priced(results) else "device-s"
+    return [
+        "arm",
+        f"{metric_name(results)}",
+        "answered by",
+        "macro-F1",
+        "valid format",
+        "latency p50, p95",
+        f"{unit} per 1,000 requests",
+        f"fixed {unit}",
+        "USD per million tokens",
+        "labels",
+        "tokens in, out",
+    ]
+
+
+def arm_rows(results: Results) -> list[ArmRow]:
+    """All arms; failed ones with their reason."""
+    with_usd = is_priced(results)
+    return [_arm_row(name, r, results, with_usd=with_usd) for name, r in results.arms.items()]
+
+
+def _arm_row(name: str, r: ArmResult, results: Results, *, with_usd: bool) -> ArmRow:
+    if r.status != "done":
+        error = f"{r.status}: {r.error or 'no reason recorded'}"
+        return ArmRow(name=name, family=family(r), error=error, style="failed")
+    notes = ["reused"] if r.is_reused else []
+    if not r.is_same_base:
+        notes.append("another base model")
+    return ArmRow(
+        name=name,
+        family=family(r),
+        cells=tuple(_arm_cells(r, with_usd=with_usd)),
+        note=", ".join(notes),
+        style="chosen" if name == results.recommendation.arm else "",
+    )
+
+
+def _arm_cells(r: ArmResult, *, with_usd: bool) -> list[Cell]:
+    cost, latency, tokens = r.cost, r.latency, r.tokens
+    request = fixed = per_million = None
+    if cost is not None:
+        request = cost.request_usd if with_usd else cost.request_device_seconds
+        fixed = cost.fixed_usd if with_usd else cost.fixed_device_seconds
+        per_million = cost.usd_per_million_tokens.value
+    metric = r.metric
+    return [
+        Cell(
+            value=wording.percent(metric.value if metric else None),
+            note=wording.span(metric.low, metric.high) if metric else "",
+        ),
+        _answered_by(r),
+        _share_cell(r.macro_f1),
+        _share_cell(r.format_validity),
+        Cell(
+            value=wording.seconds(latency.p50_seconds.value if latency else None),
+            note=wording.seconds(latency.p95_seconds.value) if latency else "",
+        ),
+        _request_cell(request, is_usd=with_usd),
+        Cell(value=wording.amount(fixed, is_usd=with_usd)),
+        Cell(value=wording.usd(per_million)),
+        Cell(value=wording.count(r.labels_used)),
+        Cell(
+            value=wording.tokens(tokens.prompt.value if tokens else None),
+            note=wording.tokens(tokens.completion.value) if tokens else "",
+        ),
+    ]
+
+
+def _share_cell(measured: Measured | None) -> Cell:
+    if measured is None or measured.value is None:
+        return Cell(value="-")
+    return Cell(
+        value=wording.percent(measured.value), note=wording.span(measured.low, measured.high)
+    )
+
+
+def _answered_by(r: ArmResult) -> Cell:
+    if r.answer_rule is None:
+        return Cell(value="-")
+    rule = r.answer_rule
+    if rule.calibration == "none":
+        return Cell(value=rule.answer_by)
+    raw = f"raw {wording.percent(r.accuracy.value)}" if r.accuracy else ""
+    return Cell(value=f"{rule.answer_by}, {rule.calibration}", note=raw)
+
+
+def _request_cell(request: Measured | None, *, is_usd: bool) -> Cell:
+    if request is None or request.value is None:
+        return Cell(value=wording.UNKNOWN)
+    note = ""
+    if request.low is not None and request.high is not None:
+        ends = [wording.amount(1000 * v, is_usd=is_usd) for v in (request.low, request.high)]
+        note = f"{ends[0]} to {ends[1]}"
+    return Cell(value=wording.amount(1000 * request.value, is_usd=is_usd), note=note)
+
+
+def key_figures(results: Results) -> list[KeyFigure]:
+    """What stands beside the verdict: difference, costs, break-even, traffic and price."""
+    prompted, tuned = (results.decision.get(k) for k in ("best_prompted", "best_tuned"))
+    figures = []
+    if isinstance(prompted, str) and isinstance(tuned, str):
+        figures.append(_difference_figure(results, tuned, prompted))
+    names = [n for n in (tuned, prompted, results.recommendation.arm) if isinstance(n, str)]
+    names = list(dict.fromkeys(names))
+    with_usd = is_priced(results)
+    unit = "USD" if with_usd else "Device-seconds"
+    for name in names:
+        cost = results.arms[name].cost
+        request = None
+        if cost is not None:
+            request = cost.request_usd if with_usd else cost.request_device_seconds
+        cell = _request_cell(request, is_usd=with_usd)
+        figures.append(
+            KeyFigure(title=f"{unit} per 1,000 requests, {name}", value=cell.value, note=cell.note)
+        )
+    crossing = headline_break_even(results)
+    if crossing is not None:
+        figures.append(
+            KeyFigure(
+                title=f"Break-even, {crossing.a} to {crossing.b}",
+                value=_break_even_value(crossing),
+                note=_break_even_span(crossing),
+            )
+        )
+    return [*figures, *_assumptions(results)]
+
+
+def _difference_figure(results: Results, tuned: str, prompted: str) -> KeyFigure:
+    pair = pair_of(results.pairs, tuned, prompted)
+    return KeyFigure(
+        title=f"{tuned} minus {prompted}, points of {metric_name(results)}",
+        value=wording.points(pair.difference if pair else None),
+        note=f"{wording.span(pair.low, pair.high, is_points=True)}; n = {pair.n}" if pair else "",
+    )
+
+
+def _assumptions(results: Results) -> list[KeyFigure]:
+    months = results.decision.get("horizon_months")
+    price = results.pricing.get("device_hour")
+    usd = price.get("usd") if isinstance(price, dict) else None
+    monthly = results.decision.get("requests_per_month")
+    is_known = isinstance(monthly, (int, float)) and isinstance(months, (int, float))
+    rate = f"{monthly:,.0f} a month for {months:g} months" if is_known else ""
+    return [
+        KeyFigure(title="Assumed volume", value=wording.count(assumed_volume(results)), note=rate),
+        KeyFigure(
+            title="Price of a device-hour",
+            value="no price" if usd is None else f"{usd:g} USD",
+            note="cost in device-seconds"
+            if usd is None
+            else f"{results.pricing.get('source')}, {results.pricing.get('date')}",
+        ),
+    ]
+
+
+def _break_even_value(b: BreakEven) -> str:
+    match b.status:
+        case "crosses":
+            return f"{wording.count(b.requests)} requests"
+        case "never":
+            return "never"
+        case "always":
+            return "from the first request"
+    return "unknown"
+
+
+def _break_even_span(b: BreakEven) -> str:
+    if b.low is None and b.high is None:
+        return "no interval" if b.status == "crosses" else ""
+    if b.high is None:
+        return f"from {wording.count(b.low)}, no upper bound"
+    return f"{wording.count(b.low)} to {wording.count(b.high)}"
+
+
+def pair_table(results: Results) -> SimpleTable:
+    """All pairs with difference, interval and tests."""
+    rows = tuple(
+        (
+            f"{p.a} - {p.b}",
+            wording.points(p.difference),
+            wording.span(p.low, p.high, is_points=True),
+            f"{p.wins} / {p.losses} / {p.ties}",
+            _p(p.p_value),
+            _p(p.p_adjusted),
+            str(p.n),
+        )
+        for p in sorted(results.pairs, key=_by_difference)
+    )
+    return SimpleTable(
+        headings=("pair", "points", "interval", "wins / losses / ties", "p", "p (Holm)", "items"),
+        rows=rows,
+        note="Difference of the metric in percentage points, first minus second arm."
+        " p: exact McNemar where every score is 0 or 1, else a paired bootstrap;"
+        " Holm's correction runs over all pairs.",
+    )
+
+
+def _by_difference(p: Pair) -> float:
+    return -abs(p.difference or 0.0)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return wording.UNKNOWN
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def break_even_table(results: Results) -> SimpleTable:
+    """Break-even of every prompted and fine-tuned pair, in USD and in device-seconds."""
+    by_pair: dict[tuple[str, str], dict[str, BreakEven]] = {}
+    for b in results.break_even:
+        key = (b.a, b.b) if (b.b, b.a) not in by_pair else (b.b, b.a)
+        by_pair.setdefault(key, {})[b.unit] = b
+    rows = tuple(
+        (
+            f"{a} to {b}",
+            *(
+                text
+                for unit in ("usd", "device_seconds")
+                for text in (_break_even_value(units[unit]), _break_even_span(units[unit]) or "-")
+            ),
+        )
+        for (a, b), units in by_pair.items()
+        if {"usd", "device_seconds"} <= units.keys()
+    )
+    return SimpleTable(
+        headings=("from, to", "in USD", "interval", "in device-seconds", "interval"),
+        rows=rows,
+        note="Requests after which the second arm, with the higher fixed cost, has cost less in"
+        " total. never: it stays dearer per request. No upper bound: the interval of the saving"
+        " per request reaches 0.",
+    )
+
+
+def ledger_table(results: Results) -> SimpleTable:
+    """Tokens and device-seconds by arm and purpose."""
+    sums: dict[tuple[str, str], list[float]] = {}
+    for line in results.ledger:
+        total = sums.setdefault((line.arm or "(no arm)", line.purpose), [0.0, 0.0, 0.0, 0.0])
+        total[0] += line.tokens
+        total[1] += line.completion_tokens
+        total[2] += line.device_seconds
+        total[3] += line.device_seconds if line.is_reused else 0.0
+    price = results.pricing.get("usd_per_device_second")
+    rows = [_ledger_row(*key, *values, price=price) for key, values in sums.items()]
+    if sums:
+        columns = [sum(v[i] for v in sums.values()) for i in range(4)]
+        rows.append(_ledger_row("all", "", *columns, price=price))
+    return SimpleTable(
+        headings=(
+            "arm",
+            "purpose",
+            "tokens",
+            "completion tokens",
+            "device-seconds",
+            "USD",
+            "of it reused",
+        ),
+        rows=tuple(rows),
+        note="Tokens are rows forwarded through the embedding. A reused job keeps its original cost"
+        " on the arm's bill. Test and latency lines are the price of comparing and are in no arm's"
+        " fixed cost.",
+    )
+
+
+def _ledger_row(
+    arm: str,
+    purpose: str,
+    tokens: float,
+    completion: float,
+    seconds: float,
+    reused: float,
+    *,
+    price: object,
+) -> tuple[str, ...]:
+    usd = seconds * price if isinstance(price, (int, float)) else None
+    return (
+        arm,
+        purpose,
+        f"{tokens:,.0f}",
+        f"{completion:,.0f}",
+        f"{seconds:,.1f}",
+        wording.usd(usd),
+        wording.percent(reused / seconds if seconds else 0.0, digits=0),
+    )
+
+
+def method_notes(results: Results) -> list[str]:
+    """How the numbers were made, in sentences."""
+    confidence = results.decision.get("confidence")
+    share = wording.percent(confidence if isinstance(confidence, float) else 0.95, digits=0)
+    notes = [
+        f"Intervals are {share}: Wilson's for shares, a bootstrap over items for other scores,"
+        " order statistics for latencies. They assume independent items.",
+        "Every two arms are compared on the same items. Differences come from a paired bootstrap.",
+        "The best prompted and the best fine-tuned arm of the headline are picked on validation, so"
+        " that the test items judge only once. The answer rule of each arm (score or generate, and"
+        " the calibration) is chosen on validation too.",
+        "A request is answered alone, one at a time. Its cost is its seconds times the devices"
+        " reserved. Fixed cost is training, validation and search, and labels where they have a"
+        " price; an arm on top of a fine-tuned one pays for that one.",
+        "Break-even intervals come from a bootstrap over the measured requests.",
+        "n/a: not measured or no price. A dash: does not apply, such as format validity of an arm"
+        " that scores labels.",
+    ]
+    note = results.model.get("note")
+    if note:
+        notes.append(f"About the model: {note}.")
+    broken = results.provenance.get("num_broken_lines")
+    if broken:
+        notes.append(f"{broken} half-written line(s) of a killed process were skipped.")
+    return notes
+
+
+def run_facts(results: Results) -> list[tuple[str, str]]:
+    """Versions, hardware, commit and data, one line each."""
+    p = results.provenance
+    dirty = ", with uncommitted changes" if p.get("is_dirty") else ""
+    facts = [
+        ("task", _flat({k: v for k, v in results.task.items() if k != "labels"})),
+        ("model", _flat(results.model)),
+        ("price", _flat(results.pricing)),
+        ("hardware", _flat(p.get("hardware"))),
+        ("versions", _flat(p.get("versions"))),
+        ("commit", f"{p.get('commit') or 'unknown'}{dirty}"),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, dict):
+        parts = [f"{k} {_flat(v)}" for k, v in value.items() if v not in (None, "", {}, [])]
+        return ", ".join(parts)
+    return str(value) if value is not None else ""
