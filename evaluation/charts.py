@@ -68,7 +68,7 @@ def all_charts(results: Results, records: RunRecords) -> list[Chart]:
 def metric_name(results: Results) -> str:
     """The headline metric's name in words."""
     name = next((r.metric.name for r in results.arms.values() if r.metric), "metric")
-    return name.replace("_", " ")
+    return wording.metric(name)
 
 
 def is_priced(results: Results) -> bool:
@@ -126,7 +126,7 @@ def accuracy_chart(results: Results) -> Chart:
     confidence = wording.percent(_number(results.decision.get("confidence")) or 0.95, digits=0)
     return Chart(
         name="accuracy",
-        title=f"{metric_name(results).capitalize()} on the test items",
+        title=f"{wording.capitalised(metric_name(results))} on the test items",
         x_title=f"{metric_name(results)} (%)",
         y_title="arm",
         series=tuple(series),
@@ -164,7 +164,7 @@ def cost_quality_chart(results: Results) -> Chart:
     unit = "USD" if with_usd else "device-seconds"
     return Chart(
         name="cost_quality",
-        title=f"{metric_name(results).capitalize()} against the cost of a request",
+        title=f"{wording.capitalised(metric_name(results))} against the cost of a request",
         x_title=f"cost per 1,000 requests ({unit}, log scale)",
         y_title=f"{metric_name(results)} (%)",
         series=tuple(series),
@@ -269,7 +269,9 @@ def volume_chart(results: Results) -> Chart:
             continue
         series.append(_line(name, family(r), orders[name], grid, ys))
         if at and crossing is not None and name == crossing.b:
-            label = f"{crossing.a} and {crossing.b} cross at {wording.count(at)} requests"
+            label = (
+                f"The lines of {crossing.a} and {crossing.b} cross at {wording.count(at)} requests."
+            )
             marks.append(Mark(x=at, y=fixed + at * request, label=label))
     if volume:
         marks.append(Mark(x=volume, label=f"assumed: {wording.count(volume)} requests"))
@@ -280,7 +282,7 @@ def volume_chart(results: Results) -> Chart:
         x_title="requests served (count, log scale)",
         y_title=f"fixed cost + requests ({unit}, log scale)",
         series=tuple(series),
-        caption=marks[0].label[:1].upper() + marks[0].label[1:] + "." if at and marks else "",
+        caption=next((m.label for m in marks if m.y is not None), ""),
         marks=tuple(marks),
         is_x_log=True,
         is_y_log=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,23 +30,38 @@ def plotly_figure(chart: Chart) -> dict[str, object]:
             "height": height,
             "margin": {"l": 8, "r": 14, "t": 12, "b": 8},
             "showlegend": not chart.is_ranked,
-            "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
+            "legend": {
+                "orientation": "h",
+                "x": 0,
+                "y": 0,
+                "yanchor": "bottom",
+                "yref": "container",
+            },
             "hovermode": "closest",
             "xaxis": {
                 **axis,
                 "title": {"text": chart.x_title, "standoff": 10},
                 "type": "log" if chart.is_x_log else "linear",
-                **({"exponentformat": "power", "dtick": 1} if chart.is_x_log else {}),
+                **_log_ticks(chart.is_x_log, [x for s in chart.series for x in s.x]),
             },
             "yaxis": {
                 **axis,
                 "title": {"text": chart.y_title, "standoff": 8},
                 "type": "category" if chart.is_ranked else "log" if chart.is_y_log else "linear",
-                **({"exponentformat": "power", "dtick": 1} if chart.is_y_log else {}),
+                **_log_ticks(chart.is_y_log, [y for s in chart.series for y in s.y]),
             },
             **_marks(chart),
         },
     }
+
+
+def _log_ticks(is_log: bool, values: Sequence[float | str]) -> dict[str, object]:
+    """A tick per decade where there are several; else plotly's own, as plain numbers."""
+    numbers = [v for v in values if isinstance(v, float)]
+    if not is_log:
+        return {}
+    is_wide = max(numbers) >= 100 * min(numbers)
+    return {"exponentformat": "power", "dtick": 1} if is_wide else {"exponentformat": "none"}
 
 
 def _num_rows(chart: Chart) -> int:

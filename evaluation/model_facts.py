@@ -224,7 +224,7 @@ def _linear_names(shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
 def _fingerprint(model_dir: Path, headers: dict[Path, _Header]) -> str:
     """sha256 over configuration, tokenizer, headers, first and last MiB of each weights file.
 
-    Hashing all bytes of a 7B model takes half a minute on a laptop, too long before each run. The
+    All 14 GB of a 7B model would take 9 s of hashing (1.5 GB/s measured) before each run. The
     headers change with any shape, dtype or layout, and training or converting again changes the
     sampled weights; a change made by hand to single weights in between is not seen.
     """

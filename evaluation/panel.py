@@ -87,7 +87,7 @@ def final_table(results: Results, *, width: int) -> Table:
     table = Table(expand=False, pad_edge=False, box=None)
     table.add_column("arm", no_wrap=True, overflow="ellipsis", max_width=20)
     metric = next((r.metric.name for r in results.arms.values() if r.metric), "metric")
-    headings = [f"{metric} (95%)", "p50"]
+    headings = [f"{wording.metric(metric)} (95%)", "p50"]
     headings += ["USD/1,000 req." if is_priced else "device-s/1,000 req."]
     if is_wide:
         headings += ["p95", "fixed USD" if is_priced else "fixed device-s", "labels", "tokens"]
@@ -149,7 +149,7 @@ def final(results: Results, console: Console, *, report: str | None = None) -> N
 def three_sentences(results: Results) -> list[str]:
     """Verdict with its main reason; the next reason; what would change it."""
     recommendation = results.recommendation
-    verdict = recommendation.verdict[:1].upper() + recommendation.verdict[1:]
+    verdict = wording.capitalised(recommendation.verdict)
     reasons, changes = recommendation.reasons, recommendation.would_change_if
     sentences = [f"{verdict}: {reasons[0]}" if reasons else f"{verdict}."]
     sentences += reasons[1:2]

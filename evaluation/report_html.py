@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from conf.results import Results
 from evaluation import report_tables as tables
+from evaluation import wording
 from evaluation.arm_scores import Request, requests_of
 from evaluation.arm_summary import is_calibrated, test_scores
 from evaluation.charts import Chart
@@ -48,7 +49,7 @@ def render_html(results: Results, records: RunRecords, *, charts: list[Chart]) -
         report_js=Markup(report_js),
         data_json=Markup(script_json(_page_data(results, records, charts=charts))),
         run=results.run,
-        verdict=verdict[:1].upper() + verdict[1:],
+        verdict=wording.capitalised(verdict),
         reasons=results.recommendation.reasons,
         changes=results.recommendation.would_change_if,
         task_name=results.task.get("name", "task"),

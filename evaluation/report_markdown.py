@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from conf.results import Results
 from evaluation import report_tables as tables
+from evaluation import wording
 from evaluation.charts import Chart
 
 
 def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
     """The report as Markdown."""
     verdict = results.recommendation.verdict
-    lines = [f"# {escaped(verdict[:1].upper() + verdict[1:])}", ""]
+    lines = [f"# {escaped(wording.capitalised(verdict))}", ""]
     lines += [f"{escaped(reason)}\n" for reason in results.recommendation.reasons]
     if results.recommendation.would_change_if:
         lines += ["What would change this:", ""]

@@ -245,9 +245,9 @@ def macro_f1(
     draws = np.random.default_rng(seed).multinomial(n, counts / n, size=NUM_RESAMPLES)
     values = _f1(draws.astype(np.float64), is_true=is_true, is_answered=is_answered)
     low, high = percentile_interval(values, n=n, confidence=confidence)
-    if low == high:  # all right or all wrong: a bootstrap would claim certainty
-        return wilson(sum(t == a for t, a in zip(targets, answers, strict=True)), n, confidence)
     value = float(_f1(counts[None, :], is_true=is_true, is_answered=is_answered)[0])
+    if low == high:  # no resample differs: a bootstrap would claim certainty
+        return wilson(min(value * n, float(n)), n, confidence)
     return Measured(value=value, low=min(low, value), high=max(high, value), n=n)
 
 

@@ -31,7 +31,7 @@ from evaluation.task_defaults import (
 )
 
 # Above this many rows near-duplicates are counted only where they are to be removed.
-MAX_ROWS_COUNTED = 50_000
+MAX_ROWS_COUNTED = 20_000
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -108,8 +108,8 @@ def load_task(config: TaskConfig, *, plugins: Plugins | None = None) -> Task:
     unique = deduplicate(items, near=config.near_duplicates if is_counted else "skip")
     labels: tuple[str, ...] = ()
     if layout.kind is TaskKind.classification:
-        labels = tuple(config.labels) or tuple(sorted({i.answer_key for i in unique.items}))
-        _refuse_label_set(labels, unique.items, config, column=layout.answer, name=source.source)
+        labels = tuple(config.labels) or tuple(sorted({item.answer_key for item in items}))
+        _refuse_label_set(labels, items, config, column=layout.answer, name=source.source)
     splits = _limited_splits(unique.items, labels, config)
     _refuse_empty_split(splits, num_rows=len(every_row), name=source.source)
     facts = _facts(source, unique, splits, labels, num_rows=len(every_row))

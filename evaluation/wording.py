@@ -8,6 +8,24 @@ from conf.records import Measured
 from conf.results import Metric
 
 UNKNOWN = "n/a"
+METRICS = {
+    "json": "JSON score",
+    "exact": "exact match",
+    "numeric": "numeric match",
+    "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+}
+
+
+def metric(name: str) -> str:
+    """A metric's name as people write it."""
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def capitalised(text: str) -> str:
+    """The first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def percent(value: float | None, *, digits: int = 1) -> str:
@@ -76,9 +94,7 @@ def count(value: float | None) -> str:
     for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if value >= size:
             return f"{value / size:.3g} {word}"
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
 
 
 def tokens(value: float | None) -> str:

@@ -165,7 +165,7 @@ def _checked_arms(config: RunConfig, task: Task) -> dict[str, Arm]:
     for arm in arms.values():
         if isinstance(arm.method, AnsweringMethod):
             check_engine(arm.engine)
-            get_style(arm.method.prompt)
+            get_style(arm.method.prompt, key=f"arms.{arm.name}.prompt")
             _check_prompt(arm, task)
     return arms
 

@@ -213,9 +213,11 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
+            writer = lock.read().strip() or "unknown"
+            lock.close()
             raise ClusterError(
                 "run.name",
-                found=f"{self.path} is being written by process {lock.read().strip() or 'unknown'}",
+                found=f"{self.path} is being written by process {writer}",
                 expected="one writer per run",
                 remedy="wait for it, stop it, or write run.name=ANOTHER",
             ) from None

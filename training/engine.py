@@ -85,6 +85,10 @@ def started(job: TrainJob, *, stage: int, local_rank: int) -> Iterator[Engine]:
         trained, lr=job.learning_rate, weight_decay=job.trainer.weight_decay, fused=True
     )
     engine, *_ = deepspeed.initialize(model=trainee.loss, optimizer=optimizer, config=config)
+    if stage == 0:
+        # In bf16 DeepSpeed took a step on zero gradients to allocate the moments, which would make
+        # Adam's bias correction start at step 2 and the first updates a quarter too small.
+        optimizer.state.clear()
     is_clipped_here = zero.clips_in_loop(stage=stage, dtype=job.dtype)
     try:
         yield Engine(

@@ -27,6 +27,8 @@ function draw() {
       layout[axis].gridcolor = color("line");
       layout[axis].linecolor = color("line");
     }
+    // A narrow legend has a line per arm: give it room, so that the plot keeps its own.
+    if (layout.showlegend && place.clientWidth < 560) layout.height += 17 * figure.data.length;
     Plotly.react(place, themed(figure.data), layout, { displayModeBar: false, responsive: true });
   }
 }
@@ -72,6 +74,7 @@ function showDifferences() {
 
 draw();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+matchMedia("(max-width: 600px)").addEventListener("change", draw);
 const select = document.getElementById("pair");
 if (select) select.addEventListener("change", showDifferences);
 showDifferences();

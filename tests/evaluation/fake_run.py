@@ -131,7 +131,7 @@ def spam_items(num_test: int, num_train: int, num_validation: int) -> list[Item]
         for i in range(n):
             label = ("ham", "spam")[i % 2]
             text = f"{words[label]} {split} {i}"
-            if split == "test" and i == 3:
+            if split == "test" and i % 5 == 3:
                 text = f"{NASTY} {text}"
             items.append(
                 Item(

@@ -18,7 +18,7 @@ from conf.schema import EngineConfig
 from evaluation.engines import build_engine
 from evaluation.engines import forward as forward_module
 from evaluation.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
-from evaluation.engines.rows import common_prefix, label_tree, paths
+from evaluation.engines.rows import chain, common_prefix, label_tree, next_batch, paths
 from evaluation.engines.transformers_engine import TransformersEngine
 
 VOCABULARY = 300
@@ -424,6 +424,22 @@ def test_a_tree_and_its_paths_spell_the_labels(labels: list[list[int]]) -> None:
             index: sorted(label) for index, label in enumerate(labels)
         }
     assert all(row.is_chain for row in paths(tree))
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 20))
+def test_batches_hold_all_rows_and_little_padding(lengths: list[int], size: int) -> None:
+    pending = [chain(i, [1] * n) for i, n in enumerate(sorted(lengths, reverse=True))]
+    seen = []
+    while pending:
+        batch = next_batch(pending, size=size)
+        assert 1 <= len(batch) <= size
+        seen += batch
+        pending = pending[len(batch) :]
+        tokens = sum(len(row.tokens) for row in batch)
+        padding = len(batch) * len(batch[0].tokens) - tokens
+        # Only the row that brings a batch over the least number of tokens may be short.
+        assert padding <= 0.1 * tokens or tokens - len(batch[-1].tokens) < 128
+    assert [row.request for row in seen] == list(range(len(lengths)))
 
 
 @pytest.mark.parametrize("count", [1, 6])

@@ -251,6 +251,16 @@ def test_conflicts_and_duplicates_are_counted(tmp_path: Path) -> None:
     assert facts.num_removed == 2 and facts.num_near_duplicates == 59
 
 
+def test_counting_is_skipped_for_many_rows_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.tasks.MAX_ROWS_COUNTED", 59)
+    data = rows(input="t {i}", label=("a", "b"))
+    assert load(tmp_path, data).facts.num_near_duplicates is None
+    with pytest.raises(DataError, match="60 rows, and no (train|validation) item"):
+        load(tmp_path, data, near_duplicates="remove")  # asked for, so it runs: one content is left
+
+
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
 
 

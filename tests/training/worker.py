@@ -1,7 +1,7 @@
 """Run training jobs in one worker process: `worker.py SPECS.json`, with RANK, WORLD_SIZE, ... set.
 
-Each spec is {"method": {"kind": ...}, "trainer": {...}, "zero": {...}, "job": {...}}. For each job the
-records, summary or error of global rank 0 go to <output_dir>/result.json.
+Each spec is {"method": {"kind": ...}, "trainer": {...}, "zero": {...}, "job": {...}}. For each job
+the records, summary or error of global rank 0 go to <output_dir>/result.json.
 """
 
 import json

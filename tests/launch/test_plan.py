@@ -1,0 +1,125 @@
+"""The plan is pure: which jobs, after what, and which keys change with what."""
+
+from __future__ import annotations
+
+import pytest
+
+from conf.errors import ConfigError
+from conf.resolve import resolve_arms
+from conf.schema import TaskKind
+from launch.compose import compose_config
+from launch.plan import Machine, ModelSource, Plan, TaskFacts, build_plan, with_reference
+
+CPU = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x test")
+TASK = TaskFacts(sha256="t", kind=TaskKind.classification)
+
+
+def plan(*overrides: str, task: TaskFacts = TASK, machine: Machine = CPU, model: str = "m") -> Plan:
+    config = with_reference(compose_config(list(overrides)), task)
+    arms = resolve_arms(config)
+    models = {n: ModelSource(key=model, is_ready=True) for n in arms if n != "tfidf"}
+    return build_plan(config, arms, task=task, models=models, plugins=(), machine=machine)
+
+
+def keys(found: Plan) -> dict[str, str]:
+    return {j.id: j.key for j in found.jobs}
+
+
+def changed(*overrides: str, base: tuple[str, ...] = ("+exp=compare",)) -> set[str]:
+    before, after = keys(plan(*base)), keys(plan(*base, *overrides))
+    assert before.keys() == after.keys()
+    return {n for n in before if before[n] != after[n]}
+
+
+def test_compare_has_every_job_once_after_what_it_needs() -> None:
+    found = plan("+exp=compare")
+    seen: set[str] = set()
+    for job in found.jobs:
+        assert set(job.depends_on) <= seen, f"{job.id} stands before what it needs"
+        seen.add(job.id)
+    assert len(seen) == len(found.jobs)
+    assert {"evaluate:few_shot_on_lora", "train:lora", "reference:tfidf"} <= seen
+    assert found.job("evaluate:few_shot_on_lora").depends_on == ("train:lora",)
+    assert all(j.is_exclusive == (j.kind == "latency") for j in found.jobs)
+
+
+def test_the_same_command_has_the_same_keys() -> None:
+    assert keys(plan("+exp=compare")) == keys(plan("+exp=compare"))
+
+
+def test_keys_change_with_what_determines_records_and_nothing_else() -> None:
+    lora = {"train:lora", "curve:lora:0", "evaluate:lora", "latency:lora"}
+    on_lora = {"evaluate:few_shot_on_lora", "latency:few_shot_on_lora"}
+    assert changed("arms.lora.trainer.learning_rate=1e-5") == lora | on_lora
+    assert changed("arms.few_shot.draw=1") == {"evaluate:few_shot", "latency:few_shot"}
+    assert changed("arms.lora.calibration=none") == lora - {"train:lora"}
+    for nothing in (
+        "decision.requests_per_month=1",
+        "pricing=h100_hour",
+        "run.name=x",
+        "report.text=none",
+        "tracking=none",
+        "budget.max_usd=1",
+    ):
+        assert changed(nothing) == set()
+
+
+def test_equal_arms_share_their_jobs_under_other_names() -> None:
+    base = ("+exp=zero_shot", "+method@arms.again=zero_shot")
+    found = keys(plan(*base))
+    assert found["evaluate:again"] == found["evaluate:zero_shot"]
+
+
+def test_another_task_or_model_shares_nothing() -> None:
+    base = keys(plan("+exp=lora"))
+    other_task = keys(plan("+exp=lora", task=TaskFacts(sha256="u", kind=TaskKind.classification)))
+    other_model = keys(plan("+exp=lora", model="n"))
+    assert all(base[n] != other_task[n] for n in base)
+    assert {n for n in base if base[n] == other_model[n]} == {"reference:tfidf"}
+
+
+def test_latency_alone_depends_on_the_machine() -> None:
+    other = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x other")
+    before, after = keys(plan("+exp=zero_shot")), keys(plan("+exp=zero_shot", machine=other))
+    assert {n for n in before if before[n] != after[n]} == {"latency:zero_shot"}
+
+
+def test_a_model_that_is_not_ready_is_made_first_and_once() -> None:
+    config = compose_config(["+exp=compare"])
+    arms = resolve_arms(config)
+    models = {n: ModelSource(key="m" * 64, is_ready=False) for n in arms}
+    found = build_plan(config, arms, task=TASK, models=models, plugins=(), machine=CPU)
+    assert [j.id for j in found.jobs if j.kind == "model"] == ["model:mmmmmmmm"]
+    assert all(
+        "model:mmmmmmmm" in j.depends_on
+        for j in found.jobs
+        if j.kind in ("rows", "train", "evaluate", "curve")
+    )
+
+
+def test_tfidf_stands_beside_every_classification_and_nowhere_else() -> None:
+    generation = TaskFacts(sha256="t", kind=TaskKind.generation)
+    assert "reference:tfidf" in keys(plan("+exp=zero_shot"))
+    assert "reference:tfidf" not in keys(plan("+exp=zero_shot", task=generation))
+
+
+@pytest.mark.parametrize(
+    ("machine", "override", "devices"),
+    [
+        (CPU, "trainer.seed=0", 2),
+        (CPU, "cluster.workers=2", 2),
+        (Machine(devices=8, devices_per_node=8, device="cuda", name="g"), "trainer.seed=0", 8),
+        (Machine(devices=8, devices_per_node=8, device="cuda", name="g"), "cluster.workers=4", 4),
+    ],
+)
+def test_a_training_reserves_what_its_workers_use(
+    machine: Machine, override: str, devices: int
+) -> None:
+    assert plan("+exp=lora", override, machine=machine).job("train:lora").devices == devices
+
+
+def test_an_arm_on_a_prompted_arm_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"arms\.x\.on"):
+        resolve_arms(
+            compose_config(["+exp=zero_shot", "+method@arms.x=few_shot", "arms.x.on=zero_shot"])
+        )

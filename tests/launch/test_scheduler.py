@@ -1,0 +1,187 @@
+"""The scheduler against made-up jobs: order, capacity, exclusiveness, failures, retries, stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launch.plan import Job, Plan
+from launch.scheduler import JobState, Scheduler
+
+
+class Log:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.events: list[tuple[str, Any]] = []
+        self.ended: list[tuple[str, str]] = []
+        self.threads: set[int] = set()
+
+    def on_start(self, state: JobState) -> None:
+        self.started.append(state.job.id)
+        self.threads.add(threading.get_ident())
+
+    def on_event(self, state: JobState, event: Any) -> None:
+        self.events.append((state.job.id, event))
+        self.threads.add(threading.get_ident())
+
+    def on_end(self, state: JobState) -> None:
+        self.ended.append((state.job.id, state.status))
+
+    def on_tick(self, states: dict[str, JobState]) -> None:
+        self.threads.add(threading.get_ident())
+
+
+class Lost(Exception):
+    pass
+
+
+def job(name: str, *after: str, devices: int = 1, is_exclusive: bool = False) -> Job:
+    return Job(
+        id=name,
+        kind="evaluate",
+        arm=None,
+        key=name,
+        depends_on=after,
+        devices=devices,
+        is_exclusive=is_exclusive,
+    )
+
+
+def run(
+    jobs: list[Job],
+    work: Callable[[Job], Iterator[Any]],
+    *,
+    slots: int = 2,
+    may_start: Callable[[Job], str | None] = lambda job: None,
+    finished: frozenset[str] = frozenset(),
+) -> tuple[dict[str, JobState], Log]:
+    log = Log()
+    scheduler = Scheduler(
+        plan=Plan(jobs=tuple(jobs)),
+        slots=slots,
+        run_job=work,
+        listener=log,
+        may_start=may_start,
+        is_retryable=lambda error: isinstance(error, Lost),
+        finished=finished,
+    )
+    return scheduler.run(), log
+
+
+def quick(job: Job) -> Iterator[str]:
+    yield f"{job.id}-1"
+    yield f"{job.id}-2"
+
+
+def test_all_events_arrive_in_order_and_on_one_thread() -> None:
+    states, log = run([job("a"), job("b", "a")], quick)
+    assert [e for _, e in log.events] == ["a-1", "a-2", "b-1", "b-2"]
+    assert {s.status for s in states.values()} == {"done"}
+    assert len(log.threads) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_capacity_order_and_exclusiveness_hold_for_any_plan(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 7))
+    slots = data.draw(st.integers(1, 4))
+    jobs = []
+    for i in range(count):
+        after = data.draw(st.lists(st.integers(0, i - 1), unique=True)) if i else []
+        jobs.append(
+            job(
+                str(i),
+                *map(str, after),
+                devices=data.draw(st.integers(0, 5)),
+                is_exclusive=data.draw(st.booleans()),
+            )
+        )
+    guard, running, done = threading.Lock(), set[str](), set[str]()
+    wrong: list[str] = []
+
+    def work(job: Job) -> Iterator[int]:
+        with guard:
+            others = [j for j in jobs if j.id in running]
+            running.add(job.id)
+            if not set(job.depends_on) <= done:
+                wrong.append(f"{job.id} before what it depends on")
+            if any(j.is_exclusive for j in others) or (job.is_exclusive and others):
+                wrong.append(f"{job.id} beside an exclusive job")
+            if sum(min(j.devices, slots) for j in [*others, job]) > slots:
+                wrong.append(f"{job.id} over capacity")
+        yield 1
+        time.sleep(0.002)
+        with guard:
+            running.discard(job.id)
+            done.add(job.id)
+
+    states, _ = run(jobs, work, slots=slots)
+    assert not wrong
+    assert all(s.status == "done" for s in states.values())
+
+
+def test_a_failure_skips_only_what_depends_on_it() -> None:
+    def work(job: Job) -> Iterator[int]:
+        if job.id == "a":
+            raise ValueError("bad weights")
+        yield 1
+
+    states, log = run([job("a"), job("b", "a"), job("c", "b"), job("d")], work)
+    assert {n: s.status for n, s in states.items()} == {
+        "a": "failed",
+        "b": "skipped",
+        "c": "skipped",
+        "d": "done",
+    }
+    assert states["c"].reason == "bad weights"
+    assert ("c", "skipped") in log.ended
+
+
+def test_a_lost_process_gets_a_second_attempt_and_no_third() -> None:
+    attempts: list[str] = []
+
+    def work(job: Job) -> Iterator[int]:
+        attempts.append(job.id)
+        if job.id == "always" or attempts.count(job.id) == 1:
+            raise Lost("node died")
+        yield 1
+
+    states, _ = run([job("once"), job("always")], work)
+    assert states["once"].status == "done"
+    assert states["always"].status == "failed"
+    assert attempts.count("once") == attempts.count("always") == 2
+
+
+def test_a_spent_budget_stops_what_has_not_started() -> None:
+    spent: list[str] = []
+
+    def work(job: Job) -> Iterator[int]:
+        spent.append(job.id)
+        yield 1
+
+    states, _ = run(
+        [job("a", devices=2), job("b", "a"), job("c", "b")],
+        work,
+        may_start=lambda job: "budget.max_usd" if spent else None,
+    )
+    assert [s.status for s in states.values()] == ["done", "stopped", "stopped"]
+    assert states["c"].reason == "budget.max_usd"
+
+
+def test_finished_jobs_are_not_run_and_count_as_met() -> None:
+    states, log = run([job("a"), job("b", "a")], quick, finished=frozenset({"a"}))
+    assert log.started == ["b"]
+    assert states["a"].status == "reused"
+
+
+def test_devices_are_left_to_a_job_that_waits_for_a_light_one() -> None:
+    jobs = [job("rows", devices=0), job("train", "rows", devices=2), job("test", devices=2)]
+    _, log = run(jobs, quick)
+    assert log.started == ["rows", "train", "test"]
