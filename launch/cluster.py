@@ -6,12 +6,14 @@ import contextlib
 import io
 import os
 import platform
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ClusterError, NotBuiltYet
 from conf.schema import ClusterConfig, Device
+from launch import watchdog
 from launch.plan import Machine
 
 # glibc hands large blocks back to the kernel after each step and faults them in again; keeping
@@ -21,6 +23,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+_watchdog: list[subprocess.Popen[bytes]] = []
 # What every process of a run gets. Telemetry and hub lookups are off: a run says nothing to anyone.
 ENVIRONMENT = {
     **ALLOCATOR,
@@ -105,6 +108,7 @@ def start(machine: Machine) -> None:
     os.environ.update(ENVIRONMENT)
     import ray
 
+    _watchdog.append(watchdog.start())
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         _init(ray, machine)
     _protect_token()
@@ -137,3 +141,7 @@ def stop() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+    while _watchdog:
+        dog = _watchdog.pop()
+        if dog.stdin is not None:
+            dog.stdin.close()

@@ -16,10 +16,12 @@ def show(checked: Checked, console: Console) -> None:
     """Print the plan; starts nothing and writes nothing."""
     finished = {j.id for j in checked.plan.jobs if is_finished(checked.root, j)}
     console.print(f"[bold]Plan of {checked.name}[/bold]", highlight=False, soft_wrap=True)
-    console.print(_data_line(checked.task), highlight=False)
+    console.print(_data_line(checked.task), highlight=False, soft_wrap=True)
     console.print(f"Machine: {checked.machine.name}", highlight=False)
     console.print(_table(checked.plan, finished))
-    console.print(_totals(checked.plan, finished, checked.config.pricing), highlight=False)
+    console.print(
+        _totals(checked.plan, finished, checked.config.pricing), highlight=False, soft_wrap=True
+    )
     console.print("Nothing was started. Leave out dry_run=true to run it.")
 
 

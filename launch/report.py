@@ -6,6 +6,7 @@ Overrides of `decision`, `pricing` and `report` apply; anything else would need 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def report(arguments: list[str]) -> int:
     from evaluation.summary import summarise
 
     records = read_run(run)
-    decision, pricing = changed_sections(records.config["config"], overrides)
+    decision, pricing = changed_sections(records.config, overrides)
     results = summarise(records, decision=decision, pricing=pricing)
     paths = write_report(results, records, run)
     console = Console()
@@ -56,7 +57,7 @@ def report(arguments: list[str]) -> int:
 
 
 def changed_sections(
-    stored: dict[str, Any], overrides: list[str]
+    stored: Mapping[str, Any], overrides: list[str]
 ) -> tuple[DecisionConfig, PricingConfig]:
     """The run's own decision and pricing with the typed keys on top."""
     typed = compose_config(overrides)

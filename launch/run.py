@@ -177,7 +177,9 @@ def _execute(checked: Checked, run: RunDirectory, console: Console) -> int:
     run.journal("run_started", data={"command": checked.command})
     finished = _replay_finished(checked, run)
     pending = [j for j in checked.plan.jobs if j.id not in finished]
-    console.print(_opening(checked, run, len(finished), len(pending)), highlight=False)
+    console.print(
+        _opening(checked, run, len(finished), len(pending)), highlight=False, soft_wrap=True
+    )
     exit_code, tracker = EXIT_DONE, None
     if pending:
         exit_code, tracker = _run_pending(checked, run, console, finished)
@@ -189,7 +191,9 @@ def _execute(checked: Checked, run: RunDirectory, console: Console) -> int:
             if line:
                 console.print(line, highlight=False, soft_wrap=True)
     if exit_code == EXIT_INTERRUPTED:
-        console.print(f"Interrupted. The same command goes on from here: {checked.command}")
+        console.print(
+            f"Interrupted. The same command goes on from here: {checked.command}", soft_wrap=True
+        )
     return exit_code
 
 

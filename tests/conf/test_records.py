@@ -26,7 +26,9 @@ rules = st.builds(
     arm=text,
     answer_by=st.sampled_from(["score", "generate"]),
     label_offsets=st.none() | st.dictionaries(text, st.floats(allow_nan=False), max_size=3),
-    validation=st.dictionaries(text, st.builds(Measured, value=st.none() | st.just(0.5)), max_size=3),
+    validation=st.dictionaries(
+        text, st.builds(Measured, value=st.none() | st.just(0.5)), max_size=3
+    ),
 )
 rows = st.builds(
     RenderedExample,

@@ -76,13 +76,20 @@ def test_without_arguments_it_lists_every_experiment() -> None:
 def test_dry_run_shows_the_plan_and_leaves_nothing_behind(tmp_path: Path) -> None:
     done = launch("+exp=smoke", "dry_run=true", f"run.root={tmp_path}/out")
     assert done.code == 0, done.text
-    for text in ("evaluate:zero_shot", "latency:few_shot", "reference:tfidf", "Nothing was started"):
+    for text in (
+        "evaluate:zero_shot",
+        "latency:few_shot",
+        "reference:tfidf",
+        "Nothing was started",
+    ):
         assert text in done.text
     assert not (tmp_path / "out").exists()
 
 
 def test_a_csv_without_a_mapping_gets_a_guess_and_the_full_command(tmp_path: Path) -> None:
-    rows = "\n".join(f"my parcel {i} is late,{'delivery' if i % 2 else 'billing'}" for i in range(40))
+    rows = "\n".join(
+        f"my parcel {i} is late,{'delivery' if i % 2 else 'billing'}" for i in range(40)
+    )
     (tmp_path / "tickets.csv").write_text("body,category\n" + rows + "\n")
     done = launch("+exp=compare", "task.path=tickets.csv", cwd=tmp_path)
     assert done.code == 2

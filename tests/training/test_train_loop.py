@@ -72,6 +72,7 @@ def results(run_workers, base_dir, nan_dir, files, tmp_path_factory):
                 "rows_path": str(files[rows]),
                 "output_dir": str(out / name),
                 "usd_per_device_second": 0.5,
+                "dtype": "bfloat16" if name.startswith("bf16") else "float32",
             },
         }
 
@@ -89,6 +90,7 @@ def results(run_workers, base_dir, nan_dir, files, tmp_path_factory):
         spec("nan", "poisoned", model=nan_dir, **short),
         spec("masked", "masked", **short),
         spec("wrong_target", "few", kind="lora", **short),
+        *(spec(f"bf16_{n}", "few", zero={"stage": n}, **short) for n in (0, 1, 2, 3)),
         spec("auto", "few", zero={"stage": -1}, **short),
     ]
     found = run_workers(specs, search_path="/nonexistent")
@@ -129,6 +131,15 @@ def test_layout_does_not_matter(layout, results):
     losses = [r["loss"] for r in results["whole"]["records"]]
     assert len(losses) == 8
     assert [r["loss"] for r in results[layout]["records"]] == pytest.approx(losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+def test_bf16_follows_fp32(stage, results):
+    """fp32 master weights in every stage; a wrong first Adam step would be 0.04 off."""
+    losses = [r["loss"] for r in results["whole"]["records"]]
+    found = results[f"bf16_{stage}"]["records"]
+    assert [r["loss"] for r in found] == pytest.approx(losses, abs=0.015)
+    assert all(r["grad_norm"] > 0 for r in found)
 
 
 def test_lora_trains_with_activation_checkpointing(results):
