@@ -291,11 +291,11 @@ def to_dict(record: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[T], data: dict[str, Any]) -> T:
     """A record from its dictionary; unknown keys are dropped, so newer files stay readable."""
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     return cls(**{name: _revive(hints[name], data[name]) for name in hints if name in data})
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """Field types of a record; resolving them took two thirds of reading a record."""
     hints = typing.get_type_hints(cls)

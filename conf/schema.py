@@ -318,7 +318,7 @@ class EngineConfig:
     """What turns prompts into scores and completions."""
 
     name: str = MISSING  # forest | transformers | scripted | openai | vllm
-    batch_size: int = 16  # rows per forward pass
+    batch_size: int = 32  # rows per forward pass
     max_new_tokens: int | None = None  # null: from the longest target of the training split
     temperature: float = 0.0
     stop: list[str] = field(default_factory=list)
@@ -543,7 +543,7 @@ class AnsweringMethod(Method):
     shot_selection: ShotSelection = ShotSelection.balanced
     draw: int = 0  # seed of the shots
     persona: str | None = None  # role_play; null: one made from the task
-    max_thought_tokens: int = 48  # chain_of_thought: length of the reasoning
+    max_thought_tokens: int = 32  # chain_of_thought: length of the reasoning
     instruction: str | None = None  # null: the task's
     model: ModelOverride = field(default_factory=ModelOverride)
     engine: EngineOverride = field(default_factory=EngineOverride)

@@ -1,1 +1,1 @@
-"""Tasks, prompts, engines, scores, statistics, the bill and the report; knows nothing of training."""
+"""Tasks, prompts, engines, scores, statistics, bill and report; knows nothing of training."""

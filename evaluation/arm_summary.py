@@ -295,12 +295,12 @@ def _train_cost(records: RunRecords, name: str, *, price: float | None) -> Train
 
 
 def _validation(records: RunRecords, name: str) -> float | None:
-    """The arm's score on validation: its rule's best candidate, else its validation answers'."""
+    """The arm's score on validation under its rule, else its validation answers' mean."""
     arm = records.arms[name]
-    if arm.rule is not None and arm.rule.validation:
-        known = [m.value for m in arm.rule.validation.values() if m.value is not None]
-        if known:
-            return max(known)
+    if arm.rule is not None:
+        chosen = arm.rule.validation.get(f"{arm.rule.answer_by}/{arm.rule.calibration}")
+        if chosen is not None and chosen.value is not None:
+            return chosen.value
     answered = arm_scores.requests_of(arm, set_name="validation")
     scores = test_scores(records, name, answered)
     if scores:

@@ -27,6 +27,10 @@ class Budget:
         expected = (job.estimate.seconds or 0.0) * job.devices
         return self._over(self.device_seconds + expected, f"with {job.id}")
 
+    def excess(self) -> str | None:
+        """Why a running job has to stop, or None while there is budget left."""
+        return self._over(self.device_seconds, "spent")
+
     def _over(self, device_seconds: float, what: str) -> str | None:
         cap = self.config.max_device_seconds
         if cap is not None and device_seconds > cap:

@@ -195,7 +195,8 @@ def run(config: RunConfig, *, exp: str | None, command: str) -> int:
     checked = check(config, exp=exp, command=command)
     from rich.console import Console
 
-    console = Console(soft_wrap=False)
+    # Not to a terminal: wide enough that no figure of a table is cut.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     if config.dry_run:
         from launch.dry_run import show
 

@@ -24,7 +24,7 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 _watchdog: list[subprocess.Popen[bytes]] = []
-# What every process of a run gets. Telemetry and hub lookups are off: a run says nothing to anyone.
+# What every process of a run gets. Telemetry is off: a run says nothing to anyone.
 ENVIRONMENT = {
     **ALLOCATOR,
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,6 +47,14 @@ def check_cluster(config: ClusterConfig) -> None:
             f"cluster={config.name}",
             instead="run on this machine with cluster=local (the default)",
         )
+    for key in ("address", "storage"):
+        if getattr(config, key) is not None:
+            raise ClusterError(
+                f"cluster.{key}",
+                found=str(getattr(config, key)),
+                expected="null with cluster=local, which runs on this machine",
+                remedy=f"leave cluster.{key} out",
+            )
     machine = local_machine(config)
     asked = config.workers or 1
     if asked > machine.devices:

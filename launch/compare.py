@@ -67,7 +67,7 @@ def show(pairs: tuple[Pair, ...], console: Console) -> None:
         console.print("No two arms of different runs answered an item of the same content.")
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("a", "b", "a - b", "95% interval", "p (Holm)", "n"):
+    for column in ("a", "b", "a - b", "interval", "p (Holm)", "n"):
         table.add_column(column, justify="left" if column in "ab" else "right")
     for pair in sorted(pairs, key=lambda p: -abs(p.difference or 0.0)):
         interval = "" if pair.low is None else f"{pair.low:+.3f} to {pair.high:+.3f}"

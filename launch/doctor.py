@@ -51,9 +51,12 @@ def _package(name: str) -> tuple[str, bool, str]:
 
 
 def _kernels(impl: KernelImpl) -> tuple[bool, str]:
-    from kernels.dispatch import choose
+    from kernels.dispatch import KernelsNotBuilt, choose
 
-    choice = choose(impl.name)
+    try:
+        choice = choose(impl.name)
+    except KernelsNotBuilt as error:
+        return False, str(error)
     return True, f"{choice.impl}: {choice.reason}"
 
 

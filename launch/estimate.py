@@ -107,7 +107,9 @@ def _training(
 ) -> Estimate:
     examples = len(task.items["train"])
     trainer = arm.trainer
-    num = trainer.max_steps * trainer.batch_size if trainer.max_steps else examples * trainer.epochs
+    num = examples * trainer.epochs
+    if trainer.max_steps is not None:
+        num = min(num, trainer.max_steps * trainer.batch_size)
     count = num * (tokens.prompt + max(1.0, tokens.completion))
     # Forward 2, backward to the activations 2, to the weights 2 operations per parameter and token.
     flops = 4 if arm.kind == "lora" else 6

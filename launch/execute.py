@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import JobFailed, ModelError
+from conf.hashing import sha256_of_file
 from conf.records import (
     AnswerRule,
     CheckpointRecord,
@@ -30,7 +31,7 @@ from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task
 from launch import workers
-from launch.plan import Job, Machine, Plan, threads_of, workers_of
+from launch.plan import Job, Machine, Plan, dtype_name, threads_of, workers_of
 from launch.store import JobDirectory, write_json
 from training.job import TrainJob, checkpoint_directory
 
@@ -124,7 +125,7 @@ class Executor:
             base_model_sha256=_model_sha256(place),
             rows_path=str(rows / "rows.jsonl"),
             output_dir=str(self.directory(job).path.resolve() / "points"),
-            dtype=workers.dtype_name(arm, self.machine),
+            dtype=dtype_name(arm, self.machine.device),
             device=self.machine.device,
             threads=threads_of(count, self.machine),
             world_size=count,
@@ -162,7 +163,7 @@ class Executor:
         step = seed = None
         checkpoint = self._checkpoint(job)
         if checkpoint is not None:
-            record = read_checkpoint(checkpoint)
+            record = verified(checkpoint, renderer_sha256=self._renderer_sha256(arm))
             step, seed = record.step, record.train_seed
             if record.kind == "full":
                 model_dir = checkpoint
@@ -180,11 +181,23 @@ class Executor:
             train_seed=seed,
             machine=self.machine,
             devices=job.devices,
-            plugins=tuple(str(Path(p).resolve()) for p in self.config.plugins),
+            plugins=self._plugins(),
             rule=self._rule(job),
+            num_labels=len(self.task.items["train"]) if checkpoint is not None else None,
+            usd_per_device_second=self.config.pricing.usd_per_device_second,
             done=tuple(e for e in self.directory(job).events() if isinstance(e, SampleRecord)),
             log_path=self.log_directory(job) / "0.log",
         )
+
+    def _renderer_sha256(self, arm: Arm) -> str:
+        from evaluation.rendering import Renderer
+
+        model = arm.model
+        place = self.places[arm.name].path
+        return Renderer.load(place, layout=model.layout, max_length=model.max_length).sha256
+
+    def _plugins(self) -> tuple[str, ...]:
+        return tuple(str(Path(p).resolve()) for p in self.config.plugins)
 
     def _checkpoint(self, job: Job) -> Path | None:
         """The checkpoint that a job answers with, or None for the base model."""
@@ -243,7 +256,7 @@ class Executor:
             num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
         )
         path = self.log_directory(job) / "0.log"
-        yield from ray.get(remote.remote(job.id, self._arm(job), self.task, path))
+        yield from ray.get(remote.remote(job.id, self._arm(job), self.task, self._plugins(), path))
 
     def _borrow(self, devices: int) -> Any:
         with self._guard:
@@ -291,6 +304,33 @@ def _model_sha256(place: ModelPlace) -> str:
     from evaluation.model_facts import facts
 
     return facts(place.path).sha256
+
+
+def verified(directory: Path, *, renderer_sha256: str) -> CheckpointRecord:
+    """A checkpoint whose files are whole and whose tokenizer and template are the model's.
+
+    Raises:
+        ModelError: a file changed after it was written, or the checkpoint was trained with another
+            tokenizer, chat template or special tokens.
+    """
+    record = read_checkpoint(directory)
+    for name, sha256 in record.files.items():
+        path = directory / name
+        if not path.is_file() or sha256_of_file(path) != sha256:
+            raise ModelError(
+                str(path),
+                found="another content than checkpoint.json says" if path.is_file() else "no file",
+                expected=f"sha256 {sha256[:12]}...",
+                remedy="train again: remove the job's directory below outputs/.cache/jobs",
+            )
+    if record.renderer_sha256 and record.renderer_sha256 != renderer_sha256:
+        raise ModelError(
+            str(directory),
+            found="a checkpoint trained with another tokenizer, chat template or special tokens",
+            expected="those of the base model it is put on",
+            remedy="name the model that it was trained from: model.path=DIRECTORY",
+        )
+    return record
 
 
 def read_checkpoint(directory: Path) -> CheckpointRecord:

@@ -33,6 +33,15 @@ def rewrite(overrides: list[str]) -> list[str]:
                 expected="secrets in the environment only, e.g. WANDB_API_KEY",
                 remedy=f"export it, and leave {key} out",
             )
+    if any(k.startswith("pricing.device_hour") for k in keys) and not (
+        {"pricing.source", "pricing.date"} <= set(keys)
+    ):
+        raise ConfigError(
+            "pricing.device_hour",
+            found="a price without its source and date",
+            expected="pricing.source and pricing.date beside it",
+            remedy="add pricing.source=our-contract pricing.date=2026-11",
+        )
     quoted = [_DIGIT_GROUP.sub(r"\1='\2'", o) for o in overrides]
     implied = []
     if any(k == "task.path" or k.startswith("task.files") for k in keys) and "task" not in keys:

@@ -147,7 +147,19 @@ def build_plan(
             jobs.append(_reference_job(arm, common))
         else:
             jobs += _answer_jobs(arm, models[arm.name], trainings, common, machine)
-    return Plan(jobs=tuple(jobs))
+    return Plan(jobs=_one_after_another(jobs))
+
+
+def _one_after_another(jobs: list[Job]) -> tuple[Job, ...]:
+    """Jobs of equal keys have equal records: the second waits for the first and reuses them."""
+    first: dict[str, str] = {}
+    ordered = []
+    for job in jobs:
+        if job.key in first:
+            job = dataclasses.replace(job, depends_on=(*job.depends_on, first[job.key]))
+        first.setdefault(job.key, job.id)
+        ordered.append(job)
+    return tuple(ordered)
 
 
 def _model_jobs(arms: Mapping[str, Arm], models: Mapping[str, ModelSource]) -> list[Job]:
@@ -175,8 +187,16 @@ def threads_of(workers: int, machine: Machine) -> int:
     return max(1, machine.devices // workers) if machine.device == "cpu" else 1
 
 
-def _model_facts(arm: Arm, source: ModelSource) -> list[object]:
-    return [source.key, arm.model.dtype.name, arm.model.layout, arm.model.max_length]
+def dtype_name(arm: Arm, device: str) -> str:
+    """float32 on CPU, bfloat16 on accelerators, unless the user said otherwise."""
+    if arm.model.dtype.name != "auto":
+        return arm.model.dtype.name
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def _model_facts(arm: Arm, source: ModelSource, device: str) -> list[object]:
+    model = arm.model
+    return [source.key, dtype_name(arm, device), device, model.layout, model.max_length]
 
 
 def _rows_job(arm: Arm, source: ModelSource, common: object) -> Job:
@@ -184,7 +204,8 @@ def _rows_job(arm: Arm, source: ModelSource, common: object) -> Job:
     method = arm.answering
     prompt = [method.prompt, method.num_shots, method.shot_selection, method.draw, method.persona]
     prompt += [method.instruction, _prompt_file(method.prompt)]
-    key = {"kind": "rows", "common": common, "prompt": prompt, "model": _model_facts(arm, source)}
+    model = [source.key, arm.model.layout, arm.model.max_length]
+    key = {"kind": "rows", "common": common, "prompt": prompt, "model": model}
     return Job(
         id=f"rows:{arm.name}",
         kind="rows",
@@ -215,7 +236,7 @@ def _train_job(
         "method": method,
         "trainer": arm.trainer,
         "zero": arm.zero,
-        "model": _model_facts(arm, source),
+        "model": _model_facts(arm, source, machine.device),
         "workers": workers,
     }
     devices = workers * threads_of(workers, machine)
@@ -244,7 +265,7 @@ def _answer_jobs(
         "method": arm.method,
         "engine": arm.engine,
         "prompt_file": _prompt_file(arm.answering.prompt),
-        "model": _model_facts(arm, source),
+        "model": _model_facts(arm, source, machine.device),
         "training": training.key if training else arm.on,
     }
     devices = machine.devices_per_node if machine.device == "cpu" else 1

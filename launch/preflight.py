@@ -13,6 +13,7 @@ from conf.hashing import plain, sha256_of
 from conf.resolve import Arm, resolve_arms
 from conf.schema import (
     AnsweringMethod,
+    GivenMethod,
     KernelImpl,
     LoraMethod,
     RunConfig,
@@ -23,6 +24,7 @@ from evaluation.model_facts import ModelFacts, facts
 from evaluation.models import ModelPlace, locate
 from evaluation.plugins import load_plugins
 from evaluation.prompts import get_style
+from evaluation.references import read_given
 from evaluation.tasks import Task, load_task
 from launch import plan as planning
 from launch.cluster import check_cluster, local_machine
@@ -167,6 +169,8 @@ def _checked_arms(config: RunConfig, task: Task) -> dict[str, Arm]:
             check_engine(arm.engine)
             get_style(arm.method.prompt, key=f"arms.{arm.name}.prompt")
             _check_prompt(arm, task)
+        elif isinstance(arm.method, GivenMethod):
+            read_given(Path(arm.method.path), task)
     return arms
 
 
@@ -285,6 +289,13 @@ def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) ->
 
 def _check_budget(config: RunConfig, plan: Plan) -> None:
     """Refuse a run whose estimate is over its budget. What is unknown is not counted."""
+    if config.budget.max_usd is not None and config.pricing.usd_per_device_second is None:
+        raise ConfigError(
+            "budget.max_usd",
+            found=f"{config.budget.max_usd:g}, and no price of a device-hour",
+            expected="a price to spend it by",
+            remedy="write pricing=cpu_core_hour, or budget.max_device_seconds instead",
+        )
     totals = {
         "max_usd": sum(j.estimate.usd or 0.0 for j in plan.jobs),
         "max_device_seconds": sum((j.estimate.seconds or 0.0) * j.devices for j in plan.jobs),

@@ -5,13 +5,14 @@ Overrides of `decision`, `pricing` and `report` apply; anything else would need 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError, DataError
-from conf.schema import DecisionConfig, PriceConfig, PricingConfig
+from conf.schema import DecisionConfig, PriceConfig, PricingConfig, ReportText
 from launch.cli import guarded
 from launch.compose import compose_config
 from launch.overrides import key_of
@@ -48,6 +49,9 @@ def report(arguments: list[str]) -> int:
 
     records = read_run(run)
     decision, pricing = changed_sections(records.config, overrides)
+    if any(key_of(o) == "report.text" for o in overrides):
+        shows_text = compose_config(overrides).report.text is ReportText.full
+        records = dataclasses.replace(records, shows_text=shows_text)
     results = summarise(records, decision=decision, pricing=pricing)
     paths = write_report(results, records, run)
     console = Console()

@@ -19,6 +19,7 @@ from conf.errors import (
     EXIT_BUDGET,
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    BudgetReached,
     Refused,
 )
 from conf.hashing import plain
@@ -104,6 +105,8 @@ class Recorder:
                 data={"is_reused": False, "seconds": state.seconds},
             )
             show_checkpoints(self.checked, self.run, job)
+        elif state.status == "reused":
+            replay(self.checked, self.run, job)
         else:
             if directory is not None:
                 directory.close()
@@ -135,8 +138,16 @@ class Recorder:
             write_json(self.run.path / "logs" / job.id.replace(":", "-") / "error.json", error)
 
     def on_tick(self, states: dict[str, JobState]) -> None:
-        """Let the screen move."""
+        """Let the screen move, and stop at the budget.
+
+        An evaluation stops at once, for it goes on from its records. A training runs to its end:
+        it would start again from its first step.
+        """
         self.live.tick(states)
+        reason = self.budget.excess()
+        running = [s.job.kind for s in states.values() if s.status == "running"]
+        if reason is not None and running and "train" not in running:
+            raise BudgetReached(reason)
 
 
 def training_ledger(summary: TrainSummary, job: Job) -> list[LedgerLine]:
@@ -175,14 +186,15 @@ def execute(checked: Checked, console: Console) -> int:
 def _execute(checked: Checked, run: RunDirectory, console: Console) -> int:
     _write_facts(checked, run)
     run.journal("run_started", data={"command": checked.command})
-    finished = _replay_finished(checked, run)
-    pending = [j for j in checked.plan.jobs if j.id not in finished]
-    console.print(
-        _opening(checked, run, len(finished), len(pending)), highlight=False, soft_wrap=True
-    )
+    finished = [j for j in checked.plan.jobs if is_finished(checked.root, j)]
+    num_pending = len(checked.plan.jobs) - len(finished)
+    opening = _opening(checked, run, len(finished), num_pending)
+    console.print(opening, highlight=False, soft_wrap=True)
     exit_code, tracker = EXIT_DONE, None
-    if pending:
-        exit_code, tracker = _run_pending(checked, run, console, finished)
+    if num_pending:
+        exit_code, tracker = _run_pending(checked, run, console)
+    for job in finished if not num_pending else ():
+        replay(checked, run, job)
     run.journal("run_finished", data={"exit_code": exit_code})
     results = _report(checked, run, console, exit_code)
     if tracker is not None:
@@ -207,9 +219,7 @@ def _opening(checked: Checked, run: RunDirectory, num_finished: int, num_pending
     )
 
 
-def _run_pending(
-    checked: Checked, run: RunDirectory, console: Console, finished: frozenset[str]
-) -> tuple[int, Tracker]:
+def _run_pending(checked: Checked, run: RunDirectory, console: Console) -> tuple[int, Tracker]:
     """Start Ray, run the jobs, stop Ray; Ctrl-C ends it with every finished job kept."""
     budget = Budget(config=checked.config.budget, pricing=checked.config.pricing)
     tracker = Tracker(
@@ -246,7 +256,7 @@ def _run_pending(
             listener=recorder,
             may_start=budget.refusal,
             is_retryable=_is_lost_process,
-            finished=finished,
+            is_finished=lambda job: is_finished(checked.root, job),
         )
         try:
             live.note("starting Ray on this machine")
@@ -255,6 +265,9 @@ def _run_pending(
         except KeyboardInterrupt:
             live.note("stopping")
             return EXIT_INTERRUPTED, tracker
+        except BudgetReached as error:
+            live.note(f"stopped at the budget: {error}")
+            return EXIT_BUDGET, tracker
         finally:
             cluster.stop()
     return _exit_code(states), tracker
@@ -280,22 +293,17 @@ def _exit_code(states: dict[str, JobState]) -> int:
     return EXIT_ARM_FAILED if statuses & {"failed", "skipped"} else EXIT_DONE
 
 
-def _replay_finished(checked: Checked, run: RunDirectory) -> frozenset[str]:
-    """Put the records of jobs found in the cache into the run directory, marked reused."""
-    finished = set()
-    for job in checked.plan.jobs:
-        directory = JobDirectory(checked.root, job.key)
-        done = directory.done()
-        if done is None or not is_finished(checked.root, job):
-            continue
-        finished.add(job.id)
-        for event in directory.events():
-            shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
-            run.append(shown, job=job.id, arm=job.arm)
-        facts = {"is_reused": True, "seconds": done.seconds}
-        run.journal("job_done", job=job.id, arm=job.arm, data=facts)
-        show_checkpoints(checked, run, job)
-    return frozenset(finished)
+def replay(checked: Checked, run: RunDirectory, job: Job) -> None:
+    """Put the records of a job found in the cache into the run directory, marked reused."""
+    directory = JobDirectory(checked.root, job.key)
+    done = directory.done()
+    assert done is not None, "only a finished job is replayed"
+    for event in directory.events():
+        shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
+        run.append(shown, job=job.id, arm=job.arm)
+    facts = {"is_reused": True, "seconds": done.seconds}
+    run.journal("job_done", job=job.id, arm=job.arm, data=facts)
+    show_checkpoints(checked, run, job)
 
 
 def is_finished(root: Path, job: Job) -> bool:

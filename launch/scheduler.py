@@ -64,7 +64,7 @@ class Scheduler:
         listener: told of everything.
         may_start: None, or why no further job may start (a budget that is spent).
         is_retryable: whether a failure came from the machines and a second attempt may mend it.
-        finished: ids of jobs whose records were found in the cache.
+        is_finished: whether a job's records are in the cache, asked before it would start.
     """
 
     plan: Plan
@@ -73,7 +73,7 @@ class Scheduler:
     listener: Listener
     may_start: Callable[[Job], str | None]
     is_retryable: Callable[[BaseException], bool]
-    finished: frozenset[str] = frozenset()
+    is_finished: Callable[[Job], bool]
     states: dict[str, JobState] = field(default_factory=dict)
     stop_reason: str | None = None
     _queue: queue.SimpleQueue[tuple[str, JobState, Any]] = field(default_factory=queue.SimpleQueue)
@@ -81,8 +81,7 @@ class Scheduler:
     def run(self) -> dict[str, JobState]:
         """Run until every job is over; returns the state of each."""
         for job in self.plan.jobs:
-            status = "reused" if job.id in self.finished else "waiting"
-            self.states[job.id] = JobState(job=job, status=status)
+            self.states[job.id] = JobState(job=job)
         while not all(s.is_over for s in self.states.values()):
             self._skip_hopeless()
             self._start_ready()
@@ -110,6 +109,10 @@ class Scheduler:
         is_held = False
         for state in self.states.values():
             if state.status != "waiting" or (is_held and state.job.devices):
+                continue
+            if self.is_finished(state.job):
+                state.status = "reused"
+                self.listener.on_end(state)
                 continue
             if not self._is_ready(state.job):
                 is_held = is_held or self._is_imminent(state.job)

@@ -80,6 +80,4 @@ def main(run: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("Write: python -m launch.status outputs/RUN")
-    sys.exit(guarded(lambda: main(Path(sys.argv[1]))))
+    sys.exit(guarded(lambda: main(Path(sys.argv[1] if len(sys.argv) == 2 else "RUN"))))

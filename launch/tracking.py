@@ -65,7 +65,7 @@ class _Spent:
     tokens: int = 0
     device_seconds: float = 0.0
     labels: int = 0
-    num_correct: int = 0
+    score: float = 0.0
     num_items: int = 0
 
 
@@ -104,13 +104,16 @@ class Tracker:
         if isinstance(event, TrainRecord):
             self._train(arm, event, spent)
         elif isinstance(event, CurvePoint):
-            self._log(arm, self._axes(spent) | _accuracy(event.value))
+            at = _Spent(
+                tokens=event.tokens, device_seconds=event.device_seconds, labels=spent.labels
+            )
+            self._log(arm, self._axes(at) | _accuracy(event.value))
         elif isinstance(event, SampleRecord) and event.set == "test" and event.answer is not None:
             spent.tokens += event.prompt_tokens + event.completion_tokens
             spent.num_items += 1
-            spent.num_correct += bool(event.is_correct)
+            spent.score += _score(event)
             if spent.num_items % ITEMS_PER_POINT == 0:
-                value = wilson(spent.num_correct, spent.num_items)
+                value = wilson(spent.score, spent.num_items)
                 extra = job_seconds * devices
                 self._log(arm, self._axes(spent, extra_device_seconds=extra) | _accuracy(value))
 
@@ -232,6 +235,13 @@ class Tracker:
         run.define_metric("train/*", step_metric="progress/tokens")
         run.define_metric("eval/*", step_metric="progress/usd")
         return run
+
+
+def _score(record: SampleRecord) -> float:
+    """An answer's score as the arm's metric counts it: calibrated where the arm calibrates."""
+    if record.is_correct_calibrated is not None:
+        return float(record.is_correct_calibrated)
+    return record.score or 0.0
 
 
 def _accuracy(value: Measured) -> dict[str, float]:

@@ -8,6 +8,7 @@ runs on the cluster's workers and Ray Train receives metrics only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -31,7 +32,7 @@ from conf.records import (
 )
 from conf.resolve import Arm
 from evaluation.tasks import Task
-from launch.plan import Machine
+from launch.plan import Machine, dtype_name
 from training.job import TrainJob
 
 
@@ -54,6 +55,8 @@ class AnswerWork:
     devices: int
     plugins: tuple[str, ...]
     rule: AnswerRule | None
+    num_labels: int | None  # labelled rows that the checkpoint was trained on
+    usd_per_device_second: float | None
     done: tuple[SampleRecord, ...]  # of a killed attempt
     log_path: Path
 
@@ -79,7 +82,9 @@ class Evaluator:
                 sets=work.sets,
                 step=work.step,
                 train_seed=work.train_seed,
+                num_labels=work.num_labels,
                 devices=work.devices,
+                usd_per_device_second=work.usd_per_device_second,
                 rule=work.rule,
             )
             yield from gathered(
@@ -101,7 +106,7 @@ class Evaluator:
                 model_dir=work.model_dir,
                 adapter_dir=None,
                 renderer=renderer,
-                dtype=dtype_name(work.arm, work.machine),
+                dtype=dtype_name(work.arm, work.machine.device),
                 device=work.machine.device,
                 threads=work.devices if work.machine.device == "cpu" else 1,
                 task=work.task,
@@ -125,13 +130,6 @@ def gathered(events: Iterator[Any], *, seconds: float) -> Iterator[list[Any]]:
         yield pending
 
 
-def dtype_name(arm: Arm, machine: Machine) -> str:
-    """float32 on CPU, bfloat16 on accelerators, unless the user said otherwise."""
-    if arm.model.dtype.name != "auto":
-        return arm.model.dtype.name
-    return "float32" if machine.device == "cpu" else "bfloat16"
-
-
 def evaluator(machine: Machine, *, devices: int) -> Any:
     """A new evaluator actor that reserves its devices."""
     import ray
@@ -147,11 +145,15 @@ def evaluator(machine: Machine, *, devices: int) -> Any:
     return ray.remote(Evaluator).options(**options).remote()
 
 
-def run_reference(job: str, arm: Arm, task: Task, log_path: Path) -> list[Any]:
+def run_reference(
+    job: str, arm: Arm, task: Task, plugins: tuple[str, ...], log_path: Path
+) -> list[Any]:
     """All records of a reference arm."""
+    from evaluation.plugins import load_plugins
     from evaluation.references import reference
 
     with logged(log_path):
+        load_plugins(list(plugins))
         return list(reference(job, arm, task=task))
 
 
@@ -200,6 +202,7 @@ def train_worker(config: dict[str, Any]) -> None:
     with logged(Path(config["log_dir"]) / f"{rank}.log"):
         from training.loop import train
 
+        job = dataclasses.replace(job, device_memory_bytes=device_memory_bytes(job))
         runtime = FileRuntime(Path(config["records_path"]))
         try:
             summary = train(job, runtime)
@@ -209,6 +212,16 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank == 0:
             runtime.report(summary)
     ray.train.report({"done": True})
+
+
+def device_memory_bytes(job: TrainJob) -> int:
+    """What one worker may use: its accelerator's memory, or its share of the machine's."""
+    if job.device == "cpu":
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    import torch
+
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
 
 def _write_error(log_dir: Path, rank: int, error: CrossoverError) -> None:

@@ -25,7 +25,17 @@ OWNERS = {
     "triton": {"kernels"},
     "hydra": {"conf", "launch"},
 }
-HEAVY = ("torch", "ray", "transformers", "peft", "deepspeed", "wandb", "pandas", "sklearn", "plotly")
+HEAVY = (
+    "torch",
+    "ray",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "wandb",
+    "pandas",
+    "sklearn",
+    "plotly",
+)
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

@@ -68,6 +68,7 @@ def test_equal_arms_share_their_jobs_under_other_names() -> None:
     base = ("+exp=zero_shot", "+method@arms.again=zero_shot")
     found = keys(plan(*base))
     assert found["evaluate:again"] == found["evaluate:zero_shot"]
+    assert "evaluate:zero_shot" in plan(*base).job("evaluate:again").depends_on
 
 
 def test_another_task_or_model_shares_nothing() -> None:

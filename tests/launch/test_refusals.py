@@ -1,4 +1,4 @@
-"""Bad input through the real command: exit code 2, under 5 s, and a message that says what to do."""
+"""Bad input through the real command: exit code 2, quickly, with what to do instead."""
 
 from __future__ import annotations
 

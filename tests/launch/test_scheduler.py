@@ -70,7 +70,7 @@ def run(
         listener=log,
         may_start=may_start,
         is_retryable=lambda error: isinstance(error, Lost),
-        finished=finished,
+        is_finished=lambda job: job.id in finished,
     )
     return scheduler.run(), log
 
@@ -179,6 +179,28 @@ def test_finished_jobs_are_not_run_and_count_as_met() -> None:
     states, log = run([job("a"), job("b", "a")], quick, finished=frozenset({"a"}))
     assert log.started == ["b"]
     assert states["a"].status == "reused"
+
+
+def test_a_second_job_of_the_same_key_reuses_the_first() -> None:
+    done: set[str] = set()
+
+    def work(job: Job) -> Iterator[int]:
+        yield 1
+        done.add(job.key)
+
+    log = Log()
+    jobs = [job("a"), Job(id="b", kind="evaluate", arm=None, key="a", depends_on=("a",), devices=1)]
+    states = Scheduler(
+        plan=Plan(jobs=tuple(jobs)),
+        slots=2,
+        run_job=work,
+        listener=log,
+        may_start=lambda job: None,
+        is_retryable=lambda error: False,
+        is_finished=lambda job: job.key in done,
+    ).run()
+    assert [s.status for s in states.values()] == ["done", "reused"]
+    assert log.started == ["a"]
 
 
 def test_devices_are_left_to_a_job_that_waits_for_a_light_one() -> None:

@@ -1,7 +1,10 @@
 """The pure parts: batches, shares, learning rate, save points, DeepSpeed's configuration."""
 
 import math
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -197,3 +200,12 @@ def test_deepspeed_accepts_the_configuration(stage, dtype):
     assert config["bf16"]["enabled"] == (dtype == "bfloat16")
     clips_itself = stage == 0 and dtype == "float32"
     assert math.isclose(config["gradient_clipping"], 0.0 if clips_itself else 0.7)
+
+
+def test_planning_needs_no_heavy_library():
+    code = (
+        "import sys, training.job, training.estimate, training.zero, training.sharding\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'ray'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
