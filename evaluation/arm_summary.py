@@ -57,8 +57,9 @@ class Quality:
 
 
 def is_label_task(records: RunRecords) -> bool:
-    """Whether answers are labels, so that the metric is accuracy."""
-    return records.task.get("kind") in LABEL_KINDS
+    """Whether answers are labels scored as right or wrong, so that the metric is accuracy."""
+    is_exact = records.task.get("scoring") in (None, "exact")
+    return is_exact and records.task.get("kind") in LABEL_KINDS
 
 
 def is_calibrated(records: RunRecords, name: str) -> bool:

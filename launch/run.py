@@ -25,6 +25,7 @@ from conf.errors import (
 from conf.hashing import plain
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary
 from conf.results import Results
+from evaluation.run_records import read_run
 from launch import cluster
 from launch.budget import Budget
 from launch.execute import Executor
@@ -198,6 +199,9 @@ def _execute(checked: Checked, run: RunDirectory, console: Console) -> int:
     run.journal("run_finished", data={"exit_code": exit_code})
     results = _report(checked, run, console, exit_code)
     if tracker is not None:
+        if checked.config.tracking.upload_text:
+            arms = read_run(run.path).arms
+            tracker.upload_text({name: arm.samples for name, arm in arms.items()})
         tracker.finish(results)
         for line in [*tracker.warnings[:3], tracker.how_to_sync()]:
             if line:
@@ -321,7 +325,6 @@ def _report(
     """Results and report from the records alone; None where there is nothing to show yet."""
     from evaluation import panel
     from evaluation.report import write_report
-    from evaluation.run_records import read_run
     from evaluation.summary import summarise
 
     records = read_run(run.path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,6 +140,21 @@ class Tracker:
         if price is not None:
             axes["progress/usd"] = (spent.device_seconds + extra_device_seconds) * price
         return axes
+
+    def upload_text(self, samples: Mapping[str, Sequence[SampleRecord]]) -> None:
+        """Log each arm's test answers as a table; only where tracking.upload_text=true."""
+        if self.mode == "off" or not self.config.tracking.upload_text:
+            return
+        import wandb
+
+        columns: list[str | int] = ["item_id", "answer", "target", "completion", "score"]
+        for arm, records in samples.items():
+            rows: list[Iterable[Any]] = [
+                [getattr(r, str(c)) for c in columns] for r in records if r.set == "test"
+            ]
+            run = self._run(arm)
+            if rows and run is not None:
+                self._guarded(run.log, {"answers": wandb.Table(columns=columns, data=list(rows))})
 
     def finish(self, results: Results | None) -> None:
         """Log the final numbers, one summary run, and close everything within its time limit."""

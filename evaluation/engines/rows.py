@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-MAX_PADDING_SHARE = 0.1
 MIN_BATCH_TOKENS = 128  # at which a core forwards 365 rows/s of the 135M model; 405 at 512
 
 
@@ -129,7 +128,7 @@ class Done(Generic[T]):
     computed_tokens: int
 
 
-def next_batch(pending: Sequence[Row], *, size: int) -> list[Row]:
+def next_batch(pending: Sequence[Row], *, size: int, max_padding_share: float) -> list[Row]:
     """The first rows of a list: at most `size`, fewer where their lengths would waste much padding.
 
     On 60 text messages, 16 to a batch, padding falls from 18% of all rows to 9%.
@@ -138,7 +137,7 @@ def next_batch(pending: Sequence[Row], *, size: int) -> list[Row]:
     for count, row in enumerate(pending[:size]):
         length = len(row.tokens)
         longest, total = max(longest, length), total + length
-        is_wasteful = (count + 1) * longest - total > MAX_PADDING_SHARE * total
+        is_wasteful = (count + 1) * longest - total > max_padding_share * total
         if is_wasteful and total - length >= MIN_BATCH_TOKENS:
             return list(pending[:count])
     return list(pending[:size])
@@ -148,6 +147,7 @@ def in_batches(
     rows: Sequence[Row],
     *,
     size: int,
+    max_padding_share: float,
     run: Callable[[list[Row]], Iterator[Done[T]]],
     is_out_of_memory: Callable[[BaseException], bool],
     on_lost: Callable[[], None],
@@ -157,13 +157,14 @@ def in_batches(
     Args:
         rows: in the order to run them.
         size: rows per batch at first.
+        max_padding_share: padding per real row that a batch may have.
         run: yields each row of a batch when it is finished.
         is_out_of_memory: whether an error is one.
         on_lost: called after each failed batch, to bill what it computed.
     """
     pending = list(rows)
     while pending:
-        batch = next_batch(pending, size=size)
+        batch = next_batch(pending, size=size, max_padding_share=max_padding_share)
         left = list(batch)
         try:
             for finished in run(batch):

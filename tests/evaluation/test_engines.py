@@ -431,7 +431,7 @@ def test_batches_hold_all_rows_and_little_padding(lengths: list[int], size: int)
     pending = [chain(i, [1] * n) for i, n in enumerate(sorted(lengths, reverse=True))]
     seen = []
     while pending:
-        batch = next_batch(pending, size=size)
+        batch = next_batch(pending, size=size, max_padding_share=0.1)
         assert 1 <= len(batch) <= size
         seen += batch
         pending = pending[len(batch) :]
