@@ -43,7 +43,7 @@ check: .venv/.ready-test  ## lint, format, types
 	$(BIN)/mypy
 
 test: check  ## checks and the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --durations=10
 
 test-all: check  ## all tests; writes tests/results/test-all.txt
 	@mkdir -p tests/results

@@ -7,16 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from conf.errors import ConfigError
-from conf.schema import (
-    AnsweringMethod,
-    EngineConfig,
-    Method,
-    ModelConfig,
-    RunConfig,
-    TrainerConfig,
-    TunedMethod,
-    ZeroConfig,
-)
+from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
+from conf.methods import AnsweringMethod, Method, TunedMethod
+from conf.schema import RunConfig
 
 C = TypeVar("C")
 

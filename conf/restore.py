@@ -9,7 +9,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from conf.schema import METHODS, Method, RunConfig
+from conf.methods import METHODS, Method
+from conf.schema import RunConfig
 
 C = TypeVar("C")
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from conf.choices import TaskKind
 from conf.records import Item
-from conf.schema import TaskKind
 from evaluation.prompts import letter
 from evaluation.tasks import Task
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from conf.choices import TaskKind
 from conf.errors import JobFailed
 from conf.records import AnswerRule, Item, LedgerLine, Progress, PromptText, SampleRecord
-from conf.schema import TaskKind
 from evaluation.answers import read_answer
 from evaluation.bill import Bill
 from evaluation.calibration import best_label

@@ -6,7 +6,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from conf.schema import TaskConfig, TaskKind
+from conf.choices import TaskKind
+from conf.groups import TaskConfig
 from evaluation.readers import RawRow, text_of
 
 PLACEHOLDER = "COLUMN"  # stands in the command where no guess is possible

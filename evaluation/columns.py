@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
-from conf.schema import ColumnsConfig, TaskConfig, TaskKind
+from conf.groups import ColumnsConfig, TaskConfig
 from evaluation.column_guess import command, guess_mapping, quoted
 from evaluation.readers import RawRow, text_of
 

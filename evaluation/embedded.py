@@ -10,8 +10,8 @@ import importlib.metadata
 from pathlib import Path
 
 from conf.errors import DataError
+from conf.groups import TaskConfig
 from conf.hashing import sha256_of_file
-from conf.schema import TaskConfig
 from evaluation.loaders import Source
 from evaluation.plugins import loader
 from evaluation.readers import RawRow

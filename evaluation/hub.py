@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from conf.errors import ConfigError, DataError
-from conf.schema import TaskConfig
+from conf.groups import TaskConfig
 from evaluation.readers import RawRow
 
 if TYPE_CHECKING:

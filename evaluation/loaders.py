@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError, DataError
-from conf.schema import TaskConfig
+from conf.groups import TaskConfig
 from evaluation.plugins import loader
 from evaluation.readers import SUFFIXES, RawRow, read_rows
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import ModelError
+from conf.groups import ModelConfig
 from conf.hashing import sha256_of, sha256_of_file
-from conf.schema import ModelConfig
 
 # Raised when a change here makes the same source give another directory.
 CONVERTER_VERSION = 1

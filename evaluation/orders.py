@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from conf.schema import TaskConfig
+from conf.groups import TaskConfig
 from evaluation.loaders import Source
 from evaluation.orders_phrases import (
     CITIES,

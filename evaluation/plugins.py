@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from conf.errors import ConfigError
-from conf.schema import TaskConfig
+from conf.groups import TaskConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conf.choices import ShotSelection, TaskKind
 from conf.errors import ConfigError, DataError
 from conf.hashing import sha256_of, sha256_of_file
 from conf.records import Item
-from conf.schema import ShotSelection, TaskKind
 from evaluation.plugins import STYLES
 from evaluation.tasks import Task
 

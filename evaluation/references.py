@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
+from conf.methods import GivenMethod, TfidfMethod
 from conf.records import Item, LedgerLine, Progress, SampleRecord
 from conf.resolve import Arm
-from conf.schema import GivenMethod, TaskKind, TfidfMethod
 from evaluation.answers import read_answer
 from evaluation.scoring import score
 from evaluation.tasks import Task

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from conf.choices import TaskKind
 from conf.errors import DataError
+from conf.groups import TaskConfig
 from conf.hashing import sha256_of
 from conf.records import Item
-from conf.schema import TaskConfig, TaskKind
 from evaluation.columns import Layout
 from evaluation.duplicates import content_sha256, overlaps
 from evaluation.readers import RawRow, text_of

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from conf.errors import DataError
+from conf.groups import DecisionConfig, PricingConfig
 from conf.records import (
     AnswerRule,
     CurvePoint,
@@ -25,7 +26,6 @@ from conf.records import (
     TrainSummary,
     from_dict,
 )
-from conf.schema import DecisionConfig, PricingConfig
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+from conf.choices import AnswerBy, Calibration, TaskKind
 from conf.records import AnswerRule, Item, Measured, SampleRecord
 from conf.resolve import Arm
-from conf.schema import AnswerBy, Calibration, TaskKind
 from evaluation.asking import Asker, Emitted, Pass
 from evaluation.bill import Bill
 from evaluation.calibration import (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from conf.choices import TaskKind
 from conf.records import Item
-from conf.schema import TaskKind
 from evaluation.plugins import prompt_style
 from evaluation.prompts import Ask, Calls, Message, PromptContext, Think, conversation, item_text
 

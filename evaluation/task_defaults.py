@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError
+from conf.groups import TaskConfig
 from conf.records import Item
-from conf.schema import TaskConfig, TaskKind
 
 LABEL_KINDS = (TaskKind.classification, TaskKind.multiple_choice)
 # Scoring rules that evaluation/scoring.py brings; plugins add theirs by name.

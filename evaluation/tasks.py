@@ -11,10 +11,11 @@ from typing import Any
 
 import evaluation.embedded  # noqa: F401 - registers its loader
 import evaluation.orders  # noqa: F401 - registers its loader
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
+from conf.groups import TaskConfig
 from conf.hashing import sha256_of
 from conf.records import Item
-from conf.schema import TaskConfig, TaskKind
 from evaluation.columns import choose_layout, refuse_stray_labels
 from evaluation.duplicates import Deduplicated, deduplicate
 from evaluation.json_schema import read_schema, refuse_bad_targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from conf.schema import BudgetConfig, PricingConfig
+from conf.groups import BudgetConfig, PricingConfig
 from launch.plan import Job
 
 

@@ -26,7 +26,7 @@ from conf.errors import (
 )
 
 if importlib.util.find_spec("hydra") is not None:
-    from conf import schema
+    from conf import groups, methods, schema
 
 if TYPE_CHECKING:
     from conf.schema import RunConfig
@@ -179,7 +179,8 @@ def explained(text: str) -> str:
 
 def _known_keys(key: str, class_name: str) -> str:
     """The closest key of a schema class, or all of them."""
-    cls = getattr(schema, class_name, None)
+    found = (getattr(m, class_name, None) for m in (schema, groups, methods))
+    cls = next((c for c in found if c is not None), None)
     if not dataclasses.is_dataclass(cls):
         return ""
     names = [f.name for f in dataclasses.fields(cls)]

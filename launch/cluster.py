@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from conf.choices import Device
 from conf.errors import ClusterError, NotBuiltYet
-from conf.schema import ClusterConfig, Device
+from conf.groups import ClusterConfig
 from launch import watchdog
 from launch.plan import Machine
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from conf.choices import KernelImpl
 from conf.errors import Refused
-from conf.schema import KernelImpl, RunConfig
+from conf.schema import RunConfig
 from launch.cli import guarded
 from launch.cluster import local_machine, num_accelerators
 from launch.compose import compose_config

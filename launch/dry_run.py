@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from conf.schema import PricingConfig
+from conf.groups import PricingConfig
 from evaluation.tasks import Task
 from launch.plan import Plan
 from launch.preflight import Checked

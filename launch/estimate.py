@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from conf.choices import TaskKind
+from conf.methods import FullMethod, LoraMethod
 from conf.resolve import Arm
-from conf.schema import FullMethod, LoraMethod, TaskKind
 from evaluation.models import ModelPlace
 from evaluation.prepare import context_for
 from evaluation.prompts import Ask, Think, first_call, get_style

@@ -15,6 +15,7 @@ from typing import Any
 
 from conf.errors import JobFailed, ModelError
 from conf.hashing import sha256_of_file
+from conf.methods import FullMethod, LoraMethod
 from conf.records import (
     AnswerRule,
     CheckpointRecord,
@@ -26,7 +27,7 @@ from conf.records import (
     from_dict,
 )
 from conf.resolve import Arm
-from conf.schema import FullMethod, LoraMethod, RunConfig
+from conf.schema import RunConfig
 from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task

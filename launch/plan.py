@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, NotBuiltYet
 from conf.hashing import plain, sha256_of, sha256_of_file
+from conf.methods import GivenMethod, TfidfMethod
 from conf.resolve import Arm
-from conf.schema import GivenMethod, RunConfig, TaskKind, TfidfMethod
+from conf.schema import RunConfig
 
 # Raised by hand when a change alters records that a job leaves; cached jobs of older numbers are
 # then not found any more.

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
 from conf.hashing import sha256_of
+from conf.methods import AnsweringMethod
 from conf.records import Item, SampleRecord
 from conf.resolve import Arm, resolve_arms
 from conf.restore import restore_config
-from conf.schema import AnsweringMethod, RunConfig, TaskKind
+from conf.schema import RunConfig
 from launch.cli import guarded
 
 if TYPE_CHECKING:

@@ -8,17 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from conf.choices import KernelImpl
 from conf.errors import ClusterError, ConfigError, ModelError, NotBuiltYet
 from conf.hashing import plain, sha256_of
+from conf.methods import AnsweringMethod, GivenMethod, LoraMethod
 from conf.resolve import Arm, resolve_arms
-from conf.schema import (
-    AnsweringMethod,
-    GivenMethod,
-    KernelImpl,
-    LoraMethod,
-    RunConfig,
-    non_finite_keys,
-)
+from conf.schema import RunConfig, non_finite_keys
 from evaluation.engines import check_engine
 from evaluation.model_facts import ModelFacts, facts
 from evaluation.models import ModelPlace, locate

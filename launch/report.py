@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conf.choices import ReportText
 from conf.errors import ConfigError, DataError
-from conf.schema import DecisionConfig, PriceConfig, PricingConfig, ReportText
+from conf.groups import DecisionConfig, PriceConfig, PricingConfig
 from launch.cli import guarded
 from launch.compose import compose_config
 from launch.overrides import key_of

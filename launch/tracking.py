@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from conf.choices import WandbMode
 from conf.errors import ConfigError
 from conf.records import CurvePoint, Measured, SampleRecord, TrainRecord
 from conf.resolve import Arm
 from conf.results import Results
-from conf.schema import RunConfig, WandbMode
+from conf.schema import RunConfig
 from evaluation.statistics import wilson
 
 X_AXES = ("progress/usd", "progress/tokens", "progress/labels")

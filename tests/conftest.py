@@ -12,8 +12,9 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from conf.choices import TaskKind  # noqa: E402
+from conf.groups import ModelConfig
 from conf.records import Item  # noqa: E402
-from conf.schema import ModelConfig, TaskKind  # noqa: E402
 from evaluation.models import locate, make_ready  # noqa: E402
 from evaluation.tasks import Task, TaskFacts  # noqa: E402
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.schema import FullMethod, LoraMethod, TrainerConfig, ZeroStage
+from conf.choices import ZeroStage
+from conf.groups import TrainerConfig
+from conf.methods import FullMethod, LoraMethod
 from training.job import TrainJob
 from training.schedule import num_steps, steps_per_epoch
 from training.zero import choose_stage

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from conf.groups import TrainerConfig, ZeroConfig
+from conf.methods import FullMethod, LoraMethod
 from conf.records import Progress, TrainRecord
-from conf.schema import FullMethod, LoraMethod, TrainerConfig, ZeroConfig
 
 CPU_ROWS_PER_PASS = 4
 FINAL = "final"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conf.errors import ConfigError, ModelError
-from conf.schema import LoraMethod
+from conf.methods import LoraMethod
 from training.job import TrainJob
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from conf.schema import Schedule, TrainerConfig
+from conf.choices import Schedule
+from conf.groups import TrainerConfig
 
 
 def steps_per_epoch(num_rows: int, *, batch_size: int) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from conf.schema import TrainerConfig, ZeroConfig, ZeroStage
+from conf.choices import ZeroStage
+from conf.groups import TrainerConfig, ZeroConfig
 
 # Elements per reduction: DeepSpeed's default of 5e8 reserves 2 GB of fp32 in stages 1 and 2.
 BUCKET_ELEMENTS = 50_000_000

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.errors import ConfigError, NotBuiltYet
-from conf.schema import EngineConfig
+from conf.groups import EngineConfig
 from evaluation.engines.base import Engine, TextCodec
 
 if TYPE_CHECKING:

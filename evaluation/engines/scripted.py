@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from conf.errors import ConfigError
+from conf.groups import EngineConfig
 from conf.records import Item
-from conf.schema import EngineConfig
 from evaluation.engines.base import (
     GenerateRequest,
     GenerateResult,

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from conf.schema import EngineConfig
+from conf.groups import EngineConfig
 from evaluation.engines.base import (
     GenerateRequest,
     GenerateResult,

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf import schema
 from conf.errors import ConfigError
 from conf.hashing import plain
+from conf.methods import LoraMethod
 from conf.schema import RunConfig, non_finite_keys
 from launch.cli import typed
 
@@ -49,7 +50,7 @@ def leaves(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, hint
 
 
-LEAVES = [*leaves(RunConfig, ""), *leaves(schema.LoraMethod, ARM)]
+LEAVES = [*leaves(RunConfig, ""), *leaves(LoraMethod, ARM)]
 NUMBERS = [(k, h) for k, h in LEAVES if h in (int, float)]
 
 

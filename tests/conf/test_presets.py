@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.schema import GivenMethod, RunConfig
+from conf.methods import GivenMethod
+from conf.schema import RunConfig
 from launch.cli import CONF, experiment_line
 from launch.compose import compose_config
 

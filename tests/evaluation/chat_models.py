@@ -9,18 +9,11 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from conf.choices import TaskKind
+from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
+from conf.methods import AnsweringMethod, LoraMethod, PromptMethod
 from conf.records import Item
 from conf.resolve import Arm
-from conf.schema import (
-    AnsweringMethod,
-    EngineConfig,
-    LoraMethod,
-    ModelConfig,
-    PromptMethod,
-    TaskKind,
-    TrainerConfig,
-    ZeroConfig,
-)
 from evaluation.tasks import Task, TaskFacts
 
 CHATML = (

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
+from conf.groups import DecisionConfig, PriceConfig, PricingConfig
 from conf.hashing import plain, sha256_of
 from conf.records import (
     AnswerRule,
@@ -22,7 +23,6 @@ from conf.records import (
     TrainRecord,
     TrainSummary,
 )
-from conf.schema import DecisionConfig, PriceConfig, PricingConfig
 from evaluation.statistics import wilson
 
 # arm: accuracy, prompt tokens, seconds a request, kind

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conf.schema import TaskKind
+from conf.choices import TaskKind
 from evaluation.answers import (
     first_object,
     is_format_valid,

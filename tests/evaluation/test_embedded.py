@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from conf.choices import TaskKind
 from conf.errors import DataError
+from conf.groups import LimitConfig, TaskConfig
 from conf.hashing import sha256_of_file
-from conf.schema import LimitConfig, TaskConfig, TaskKind
 from evaluation import embedded
 from evaluation.duplicates import masked
 from evaluation.embedded import FILE_SHA256, PACKAGE, find_file
@@ -111,7 +112,7 @@ def test_quotes_of_the_source_are_undone() -> None:
 def test_fast_and_never_imported() -> None:
     code = (
         "import sys, time\n"
-        "from conf.schema import TaskConfig\n"
+        "from conf.groups import TaskConfig\n"
         "from evaluation.tasks import load_task\n"
         "start = time.perf_counter()\n"
         "load_task(TaskConfig(name='s', source='sms_spam', near_duplicates='remove'))\n"

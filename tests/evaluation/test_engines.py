@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conf.errors import ConfigError, ModelError, NotBuiltYet
-from conf.schema import EngineConfig
+from conf.groups import EngineConfig
 from evaluation.engines import build_engine
 from evaluation.engines import forward as forward_module
 from evaluation.engines.base import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
-from conf.schema import ColumnsConfig, FilesConfig, TaskConfig, TaskKind
+from conf.groups import ColumnsConfig, FilesConfig, TaskConfig
 from evaluation.loaders import PACKAGE_ROOT, as_source, resolve_path
 from evaluation.readers import MAX_LINE_BYTES, read_rows
 from evaluation.tasks import load_task
@@ -109,7 +110,7 @@ def test_package_paths_work_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mo
 def test_reading_needs_no_heavy_library(tmp_path: Path) -> None:
     path = _write_as(tmp_path, ".csv")
     code = (
-        "import sys; from conf.schema import TaskConfig; from evaluation.tasks import load_task\n"
+        "import sys; from conf.groups import TaskConfig; from evaluation.tasks import load_task\n"
         f"load_task(TaskConfig(name='t', path={str(path)!r}))\n"
         "load_task(TaskConfig(name='o', source='orders'))\n"
         "heavy = {'torch', 'pandas', 'datasets', 'pyarrow', 'transformers', 'numpy', 'ray'}\n"

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from conf.errors import ModelError
-from conf.schema import ModelConfig
+from conf.groups import ModelConfig
 from evaluation import model_making
 from evaluation.model_facts import facts
 from evaluation.models import locate, make_ready, package_file

@@ -8,8 +8,9 @@ from collections import Counter, defaultdict
 
 import jsonschema
 
+from conf.choices import TaskKind
+from conf.groups import LimitConfig, TaskConfig
 from conf.hashing import sha256_of
-from conf.schema import LimitConfig, TaskConfig, TaskKind
 from evaluation.orders import SCHEMA, SIZES, make_orders
 from evaluation.orders_phrases import HELD_OUT, NUMBER_WORDS, SEEN, Phrases
 from evaluation.tasks import load_task

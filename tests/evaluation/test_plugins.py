@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conf.errors import ConfigError
+from conf.groups import TaskConfig
 from conf.hashing import sha256_of_file
-from conf.schema import TaskConfig
 from evaluation.plugins import LOADERS, SCORERS, STYLES, Registry, load_plugins
 from evaluation.tasks import load_task
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
 from conf.records import Item, RenderedExample
-from conf.schema import TaskKind
 from evaluation.prepare import (
     context_for,
     prompt_pattern,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conf.choices import ShotSelection, TaskKind
 from conf.errors import ConfigError, DataError
 from conf.records import Item
-from conf.schema import ShotSelection, TaskKind
 from evaluation.plugins import STYLES, load_plugins
 from evaluation.prompts import (
     Ask,

@@ -8,19 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
+from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
+from conf.methods import GivenMethod, Method, TfidfMethod
 from conf.records import Item, LedgerLine, SampleRecord
 from conf.resolve import Arm
-from conf.schema import (
-    EngineConfig,
-    GivenMethod,
-    Method,
-    ModelConfig,
-    TaskKind,
-    TfidfMethod,
-    TrainerConfig,
-    ZeroConfig,
-)
 from evaluation.references import check_tfidf, given, read_given, reference, tfidf
 from evaluation.tasks import Task
 

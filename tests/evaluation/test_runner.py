@@ -10,19 +10,12 @@ from typing import Any
 
 import pytest
 
+from conf.choices import AnswerBy, Calibration, TaskKind
 from conf.errors import JobFailed
+from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
+from conf.methods import PromptMethod
 from conf.records import AnswerRule, Item, LedgerLine, PromptText, SampleRecord
 from conf.resolve import Arm
-from conf.schema import (
-    AnswerBy,
-    Calibration,
-    EngineConfig,
-    ModelConfig,
-    PromptMethod,
-    TaskKind,
-    TrainerConfig,
-    ZeroConfig,
-)
 from evaluation.asking import Emitted
 from evaluation.engines import build_engine
 from evaluation.engines.base import Engine

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
-from conf.schema import TaskKind
 from evaluation.plugins import load_plugins
 from evaluation.scoring import Score, score
 from tests.evaluation.chat_models import free_task, make_item, make_task

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import ConfigError
-from conf.schema import EngineConfig
+from conf.groups import EngineConfig
 from evaluation.engines.base import GenerateRequest, ScoreRequest
 from evaluation.engines.scripted import ScriptedEngine
 from evaluation.rendering import Renderer

@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conf.groups import ColumnsConfig, LimitConfig, TaskConfig
 from conf.records import Item
-from conf.schema import ColumnsConfig, LimitConfig, TaskConfig
 from evaluation.duplicates import content_sha256
 from evaluation.splits import balanced_shares, is_validation, limited, split_of, uniform
 from evaluation.tasks import Task, load_task

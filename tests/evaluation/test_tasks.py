@@ -10,8 +10,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
-from conf.schema import ColumnsConfig, LimitConfig, RunConfig, TaskConfig, TaskKind, register
+from conf.groups import ColumnsConfig, LimitConfig, TaskConfig
+from conf.schema import RunConfig, register
 from evaluation.task_defaults import as_object, is_number, plain_words
 from evaluation.tasks import Task, load_task
 

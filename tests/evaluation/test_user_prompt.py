@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
-from conf.schema import TaskKind
 from evaluation.prompts import Ask, PromptContext, first_call, get_style
 from tests.evaluation.chat_models import make_item, spam_items
 

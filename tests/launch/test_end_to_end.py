@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SLOW = ("engine.script=sleep:0.1", "task.limit.test=20", "engine.latency_requests=2")
 CONTRACT_ARM_KEYS = """kind status is_same_base labels_used metric accuracy accuracy_calibrated
     macro_f1 format_validity consistency latency tokens cost by_label by_slice variance train"""
 CONTRACT_SAMPLE_KEYS = """arm item_id set repeat draw paraphrase train_seed num_shots num_labels
@@ -183,12 +184,14 @@ def processes_of(root: Path) -> list[int]:
 def start_slow(root: Path) -> subprocess.Popen[str]:
     """A run whose answers take a while; returns when some of them are written."""
     process = subprocess.Popen(
-        command(root, "engine.script=sleep:0.2"),
+        command(root, *SLOW),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=root,
         env=os.environ | {"CROSSOVER_TEST_ROOT": str(root)},
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     samples = root / "r/arms/zero_shot/samples.jsonl"
     deadline = time.monotonic() + 120
@@ -213,7 +216,7 @@ def test_a_killed_driver_loses_nothing_and_leaves_no_process(tmp_path: Path) -> 
     kept = {s["item_id"] for s in lines_so_far(tmp_path)}
     assert len(kept) >= 5
     assert not wait_until_gone(tmp_path, 60)
-    again = launch(tmp_path, "engine.script=sleep:0.2")
+    again = launch(tmp_path, *SLOW)
     assert again.returncode == 0, again.stdout + again.stderr
     items = [i["id"] for i in lines(tmp_path / "r/items.jsonl") if i["split"] == "test"]
     for arm in ("zero_shot", "few_shot"):

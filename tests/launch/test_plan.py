@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
+from conf.choices import TaskKind
 from conf.errors import ConfigError
 from conf.resolve import resolve_arms
-from conf.schema import TaskKind
 from launch.compose import compose_config
 from launch.plan import Machine, ModelSource, Plan, TaskFacts, build_plan, with_reference
 
@@ -14,6 +16,7 @@ CPU = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x test")
 TASK = TaskFacts(sha256="t", kind=TaskKind.classification)
 
 
+@functools.cache
 def plan(*overrides: str, task: TaskFacts = TASK, machine: Machine = CPU, model: str = "m") -> Plan:
     config = with_reference(compose_config(list(overrides)), task)
     arms = resolve_arms(config)

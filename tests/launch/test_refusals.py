@@ -139,7 +139,7 @@ def test_an_unset_required_value_is_named() -> None:
         (["+exp=zero_shot", "tracking.wandb=online"], "tracking.wandb"),
         (["+exp=zero_shot", "task.scoring=nope"], "task.scoring"),
         (["+exp=compare", "budget.max_usd=1e-9"], "budget.max_usd"),
-        (["+exp=zero_shot", "+method@arms.g=given", "arms.g.path=none.csv"], "arms.g.path"),
+        (["+exp=zero_shot", "+method@arms.g=given", "arms.g.path=none.csv"], "none.csv"),
         ([], "arms"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
+from conf.choices import ZeroStage
 from conf.errors import ConfigError, DataError, ModelError
+from conf.groups import TrainerConfig, ZeroConfig
+from conf.methods import FullMethod, LoraMethod
 from conf.records import RenderedExample
-from conf.schema import FullMethod, LoraMethod, TrainerConfig, ZeroConfig, ZeroStage
 from training.data import collate, num_targets, read_rows
 from training.estimate import estimate, memory_bytes, model_size, resolve_stage, trained_parameters
 from training.job import DEFAULT_LEARNING_RATES, TrainJob

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conf.schema import Schedule, TrainerConfig, ZeroConfig, ZeroStage
+from conf.choices import Schedule, ZeroStage
+from conf.groups import TrainerConfig, ZeroConfig
 from training.job import point_name
 from training.schedule import learning_rate_at, num_steps, save_steps, steps_per_epoch
 from training.sharding import epoch_order, padding_tokens, plan_steps

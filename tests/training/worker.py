@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from conf.choices import Schedule, ZeroStage
 from conf.errors import CrossoverError
+from conf.groups import TrainerConfig, ZeroConfig
+from conf.methods import FullMethod, LoraMethod
 from conf.records import Progress, TrainRecord, to_dict
-from conf.schema import FullMethod, LoraMethod, Schedule, TrainerConfig, ZeroConfig, ZeroStage
 from training import zero
 from training.job import TrainJob
 from training.loop import train

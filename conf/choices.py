@@ -1,0 +1,106 @@
+"""The named choices of the configuration: every enum a key can hold, and how a value is refused."""
+
+from __future__ import annotations
+
+import enum
+
+from conf.errors import ConfigError
+
+
+def require(condition: bool, key: str, found: object, expected: str, remedy: str = "") -> None:
+    """Refuse a key's value with the key, what was found and what is expected."""
+    if not condition:
+        raise ConfigError(key, found=repr(found), expected=expected, remedy=remedy)
+
+
+class TaskKind(enum.Enum):
+    """What an item asks for; auto reads it off the columns."""
+
+    auto = "auto"
+    classification = "classification"
+    multiple_choice = "multiple_choice"
+    generation = "generation"
+    pairs = "pairs"
+
+
+class AnswerBy(enum.Enum):
+    """Score the labels, generate the answer, or take the better of the two on validation."""
+
+    auto = "auto"
+    score = "score"
+    generate = "generate"
+
+
+class Calibration(enum.Enum):
+    """What is subtracted from the labels' log-probabilities; auto: the best on validation."""
+
+    auto = "auto"
+    none = "none"
+    contextual = "contextual"
+    batch = "batch"
+
+
+class ShotSelection(enum.Enum):
+    """How shots are drawn from the training split."""
+
+    balanced = "balanced"
+    random = "random"
+
+
+class Schedule(enum.Enum):
+    """Learning rate after the warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+
+
+class Dtype(enum.Enum):
+    """Number format of weights and arithmetic; auto: float32 on CPU, bfloat16 on GPU."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class ZeroStage(enum.Enum):
+    """DeepSpeed ZeRO stage; auto: 0 where the model fits one device, else the smallest fitting."""
+
+    auto = -1
+    zero0 = 0  # integer values, so that `zero.stage=3` is looked up by value
+    zero1 = 1
+    zero2 = 2
+    zero3 = 3
+
+
+class Device(enum.Enum):
+    """What a worker computes on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class WandbMode(enum.Enum):
+    """auto: online with a key, offline without one."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    off = "off"
+
+
+class ReportText(enum.Enum):
+    """Whether item texts, prompts and completions appear in the report."""
+
+    full = "full"
+    none = "none"
+
+
+class KernelImpl(enum.Enum):
+    """Which implementation of our kernels runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    triton = "triton"
+    reference = "reference"

@@ -1,0 +1,405 @@
+"""One class per configuration group: its keys, types, defaults and own checks.
+
+Defaults live here or in a preset of conf/, never in both and never in code. The classes are
+`kw_only` and `slots` (slots is what makes a stray `+key=1` fail) and not frozen (Hydra replaces
+presets in place).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from conf.choices import (
+    Device,
+    Dtype,
+    KernelImpl,
+    ReportText,
+    Schedule,
+    TaskKind,
+    WandbMode,
+    ZeroStage,
+    require,
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class ColumnsConfig:
+    """Which column of the user's file holds what."""
+
+    id: str = "id"
+    input: str = "input"
+    context: str = "context"
+    label: str = "label"
+    target: str = "target"
+    references: str = "references"
+    choices: str = "choices"
+    rationale: str = "rationale"
+    group: str = "group"
+    prompt: str = "prompt"
+    completion: str = "completion"
+
+
+@dataclass(kw_only=True, slots=True)
+class FilesConfig:
+    """One file per split, where the splits are the user's own."""
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class LimitConfig:
+    """At most this many items per split, class-balanced for classification; null: all."""
+
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+
+    def __post_init__(self) -> None:
+        """Counts are positive."""
+        for split in ("train", "validation", "test"):
+            value = getattr(self, split)
+            require(
+                value is None or value > 0, f"task.limit.{split}", value, "a positive count or null"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig:
+    """A problem set with a scoring rule."""
+
+    name: str = MISSING
+    source: str = "file"  # file | hub | sms_spam | orders | a loader registered by a plugin
+    path: str | None = None  # a file, a directory with train/validation/test, or a hub id
+    files: FilesConfig = field(default_factory=FilesConfig)
+    subset: str | None = None  # hub only: the data set's configuration name
+    revision: str | None = None  # hub only
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    kind: TaskKind = TaskKind.auto
+    scoring: str = "auto"  # auto | exact | numeric | token_f1 | rouge_l | chrf | json | a plugin's
+    instruction: str | None = None
+    instructions: list[str] = field(default_factory=list)  # further wordings
+    label_words: dict[str, str] = field(default_factory=dict)  # label -> the word a model writes
+    labels: list[str] = field(
+        default_factory=list
+    )  # the label set; empty: those in the train split
+    json_schema: str | None = None  # file with the schema that JSON answers must satisfy
+    group: str | None = None  # column whose equal values stay in one split
+    is_balanced: bool = False  # limit and split with equal counts per class
+    near_duplicates: str = "count"  # count | remove
+    limit: LimitConfig = field(default_factory=LimitConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks that need more than one field."""
+        require(
+            self.near_duplicates in ("count", "remove"),
+            "task.near_duplicates",
+            self.near_duplicates,
+            "count or remove",
+        )
+        require(
+            self.instruction is None or bool(self.instruction.strip()),
+            "task.instruction",
+            self.instruction,
+            "a text, or null for one made from kind and labels",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The base model: a package's file, a local directory or a hub id."""
+
+    name: str = MISSING
+    source: str = "hub"  # hub (path is a directory or a hub id) | package | tiny
+    path: str | None = None
+    revision: str | None = None
+    package: str | None = None  # source=package: distribution that ships the file
+    dtype: Dtype = Dtype.auto
+    layout: str = "auto"  # auto | chat (the model's template) | plain
+    max_length: int | None = None  # tokens; null: the model's context
+    note: str = ""  # shown in the report, e.g. that the weights come from 4 bits
+
+    def __post_init__(self) -> None:
+        """Checks on single fields."""
+        require(
+            self.layout in ("auto", "chat", "plain"),
+            "model.layout",
+            self.layout,
+            "auto, chat or plain",
+        )
+        require(
+            self.source in ("hub", "package", "tiny"),
+            "model.source",
+            self.source,
+            "hub, package or tiny",
+        )
+        require(
+            self.max_length is None or self.max_length >= 16,
+            "model.max_length",
+            self.max_length,
+            "at least 16 tokens, or null for the model's context",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """How weights are trained; null learning_rate: the method's own default."""
+
+    epochs: float = 2.0
+    max_steps: int | None = None
+    batch_size: int = 8  # examples per optimizer step over all workers
+    micro_batch_size: int | None = None  # examples per worker and pass; null: as large as divides
+    learning_rate: float | None = None
+    schedule: Schedule = Schedule.linear
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    activation_checkpointing: bool = False
+    num_points: int = 2  # checkpoints scored on validation, the last step included
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Ranges."""
+        require(self.epochs > 0, "trainer.epochs", self.epochs, "a positive number")
+        require(
+            self.max_steps is None or self.max_steps > 0,
+            "trainer.max_steps",
+            self.max_steps,
+            "a positive count or null",
+        )
+        require(self.batch_size > 0, "trainer.batch_size", self.batch_size, "a positive count")
+        require(
+            self.micro_batch_size is None or self.micro_batch_size > 0,
+            "trainer.micro_batch_size",
+            self.micro_batch_size,
+            "a positive count or null",
+        )
+        require(
+            self.learning_rate is None or 0 < self.learning_rate < 10,
+            "trainer.learning_rate",
+            self.learning_rate,
+            "a positive number below 10, or null for the method's default",
+        )
+        require(
+            0 <= self.warmup_fraction < 1,
+            "trainer.warmup_fraction",
+            self.warmup_fraction,
+            "a share in [0, 1)",
+        )
+        require(
+            self.weight_decay >= 0,
+            "trainer.weight_decay",
+            self.weight_decay,
+            "0 or a positive number",
+        )
+        require(self.clip_norm > 0, "trainer.clip_norm", self.clip_norm, "a positive number")
+        require(self.num_points >= 1, "trainer.num_points", self.num_points, "at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class ZeroConfig:
+    """How training state is sharded over workers (DeepSpeed ZeRO)."""
+
+    stage: ZeroStage = ZeroStage.auto
+    offload: bool = False  # optimizer and parameters to CPU memory, stage 3 only
+
+    def __post_init__(self) -> None:
+        """Offload belongs to stage 3 here."""
+        require(
+            not self.offload or self.stage in (ZeroStage.zero3, ZeroStage.auto),
+            "zero.offload",
+            self.offload,
+            "false, or zero.stage=3",
+            "type zero=3_offload",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """What turns prompts into scores and completions."""
+
+    name: str = MISSING  # forest | transformers | scripted | openai | vllm
+    batch_size: int = 32  # rows per forward pass
+    max_new_tokens: int | None = None  # null: from the longest target of the training split
+    temperature: float = 0.0
+    stop: list[str] = field(default_factory=list)
+    repeats: int = 1  # sampled repeats of a generated answer; needs temperature > 0
+    latency_requests: int = 8  # separate requests measured alone, one at a time; 0: none
+    prefix_cache: bool = True  # prefill the prefix that all requests share once
+    script: str = "constant"  # scripted only: how it answers, see evaluation/engines/scripted.py
+
+    def __post_init__(self) -> None:
+        """Ranges."""
+        require(self.batch_size > 0, "engine.batch_size", self.batch_size, "a positive count")
+        require(
+            self.max_new_tokens is None or self.max_new_tokens > 0,
+            "engine.max_new_tokens",
+            self.max_new_tokens,
+            "a positive count or null",
+        )
+        require(self.temperature >= 0, "engine.temperature", self.temperature, "0 or more")
+        require(self.repeats > 0, "engine.repeats", self.repeats, "a positive count")
+        require(
+            self.repeats == 1 or self.temperature > 0,
+            "engine.repeats",
+            self.repeats,
+            "1, since greedy repeats are all equal",
+            "add engine.temperature=0.7",
+        )
+        require(
+            self.latency_requests >= 0,
+            "engine.latency_requests",
+            self.latency_requests,
+            "0 or a positive count",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where a run runs. workers null: all devices (on CPU one worker uses all cores of a node)."""
+
+    name: str = MISSING  # local | ray | kuberay | slurm
+    workers: int | None = None
+    nodes: int = 1
+    devices_per_node: int | None = None
+    device: Device = Device.auto
+    address: str | None = None
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        """Counts are positive."""
+        for key in ("workers", "nodes", "devices_per_node"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"cluster.{key}", value, "a positive count or null")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Weights & Biases."""
+
+    wandb: WandbMode = WandbMode.auto
+    project: str = "crossover"
+    entity: str | None = None
+    upload_text: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class SweepConfig:
+    """Hyperparameter search; only `none` is built so far."""
+
+    name: str = "none"
+
+
+@dataclass(kw_only=True, slots=True)
+class PriceConfig:
+    """A price with its range; low and high are null where the source gives one number."""
+
+    usd: float | None = None
+    low_usd: float | None = None
+    high_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        """Prices are not negative, and the range holds the price."""
+        for key in ("usd", "low_usd", "high_usd"):
+            value = getattr(self, key)
+            require(value is None or value >= 0, f"pricing.*.{key}", value, "0 or more, or null")
+
+
+@dataclass(kw_only=True, slots=True)
+class PricingConfig:
+    """What a device-hour costs. source and date are mandatory: a price without them is refused."""
+
+    name: str = MISSING
+    device_hour: PriceConfig = field(default_factory=PriceConfig)
+    source: str = MISSING
+    date: str = MISSING
+
+    @property
+    def usd_per_device_second(self) -> float | None:
+        """The price of one device-second; None where there is no price."""
+        return None if self.device_hour.usd is None else self.device_hour.usd / 3600.0
+
+
+@dataclass(kw_only=True, slots=True)
+class DecisionConfig:
+    """What the answer is decided by. Null limits do not apply."""
+
+    requests_per_month: float = 100_000.0
+    horizon_months: float = 12.0
+    minimum_metric: float | None = None
+    minimum_format_validity: float | None = None
+    maximum_p95_seconds: float | None = None
+    maximum_total_usd: float | None = None
+    error_usd: float | None = None  # cost of one wrong answer
+    label_usd: float | None = None  # cost of one labelled example
+    equivalence_margin: float = 0.02  # differences below this are practically equal
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Ranges."""
+        for key in ("requests_per_month", "horizon_months"):
+            require(getattr(self, key) > 0, f"decision.{key}", getattr(self, key), "positive")
+        for key in ("minimum_metric", "minimum_format_validity"):
+            value = getattr(self, key)
+            require(
+                value is None or 0 <= value <= 1,
+                f"decision.{key}",
+                value,
+                "a share in [0, 1] or null",
+            )
+        for key in ("maximum_p95_seconds", "maximum_total_usd", "error_usd", "label_usd"):
+            value = getattr(self, key)
+            require(value is None or value >= 0, f"decision.{key}", value, "0 or more, or null")
+        require(
+            0 <= self.equivalence_margin < 1,
+            "decision.equivalence_margin",
+            self.equivalence_margin,
+            "a share in [0, 1)",
+        )
+        require(
+            0.5 < self.confidence < 1,
+            "decision.confidence",
+            self.confidence,
+            "a share in (0.5, 1), e.g. 0.95",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class BudgetConfig:
+    """Caps on the whole run; null: none."""
+
+    max_usd: float | None = None
+    max_device_seconds: float | None = None
+    max_wall_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Caps are positive."""
+        for key in ("max_usd", "max_device_seconds", "max_wall_seconds"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"budget.{key}", value, "positive, or null")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunSection:
+    """Where the run directory lies; null name: <exp>-<task>-<model>-<8 hex of the config>."""
+
+    root: str = "outputs"
+    name: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """What the report shows."""
+
+    text: ReportText = ReportText.full
+
+
+@dataclass(kw_only=True, slots=True)
+class KernelsConfig:
+    """Which kernels run."""
+
+    impl: KernelImpl = KernelImpl.auto
