@@ -164,20 +164,13 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Ranges."""
-        require(self.epochs > 0, "trainer.epochs", self.epochs, "a positive number")
-        require(
-            self.max_steps is None or self.max_steps > 0,
-            "trainer.max_steps",
-            self.max_steps,
-            "a positive count or null",
-        )
-        require(self.batch_size > 0, "trainer.batch_size", self.batch_size, "a positive count")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size > 0,
-            "trainer.micro_batch_size",
-            self.micro_batch_size,
-            "a positive count or null",
-        )
+        for key in ("epochs", "batch_size", "clip_norm", "num_points"):
+            require(getattr(self, key) > 0, f"trainer.{key}", getattr(self, key), "positive")
+        for key in ("max_steps", "micro_batch_size"):
+            value = getattr(self, key)
+            require(
+                value is None or value > 0, f"trainer.{key}", value, "a positive count or null"
+            )
         require(
             self.learning_rate is None or 0 < self.learning_rate < 10,
             "trainer.learning_rate",
@@ -196,8 +189,6 @@ class TrainerConfig:
             self.weight_decay,
             "0 or a positive number",
         )
-        require(self.clip_norm > 0, "trainer.clip_norm", self.clip_norm, "a positive number")
-        require(self.num_points >= 1, "trainer.num_points", self.num_points, "at least 1")
 
 
 @dataclass(kw_only=True, slots=True)

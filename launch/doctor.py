@@ -17,7 +17,7 @@ from conf.schema import RunConfig
 from launch.cli import guarded
 from launch.cluster import local_machine, num_accelerators
 from launch.compose import compose_config
-from launch.run import PACKAGES
+from launch.provenance import PACKAGES
 
 GIB = 2**30
 MIN_FREE_BYTES = 5 * GIB  # two full checkpoints of the embedded model, three times over

@@ -9,7 +9,7 @@ from conf.groups import PricingConfig
 from evaluation.tasks import Task
 from launch.plan import Plan
 from launch.preflight import Checked
-from launch.run import is_finished
+from launch.recorder import is_finished
 
 
 def show(checked: Checked, console: Console) -> None:
