@@ -47,8 +47,9 @@ test: check  ## checks and the fast tests
 
 test-all: check  ## all tests; writes tests/results/test-all.txt
 	@mkdir -p tests/results
-	$(BIN)/python -m pytest --color=no > tests/results/test-all.txt 2>&1; status=$$?; \
-	  tail -n 15 tests/results/test-all.txt; exit $$status
+	$(BIN)/python -m pytest --color=no --durations=20 > .test-all.txt 2>&1; status=$$?; \
+	  sed 's|$(CURDIR)|.|g' .test-all.txt > tests/results/test-all.txt; rm .test-all.txt; \
+	  tail -n 30 tests/results/test-all.txt; exit $$status
 
 bench: .venv/.ready-test  ## benchmarks with peers (the engine's and the trainer's follow with them)
 	@echo "No benchmark is built yet: the forest engine and packed training bring the first."; exit 2

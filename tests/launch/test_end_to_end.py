@@ -116,6 +116,7 @@ def test_the_same_command_again_runs_nothing_and_says_the_same(done: Path) -> No
     assert all(a["spent_now_device_seconds"] == 0 for a in after["arms"].values())
 
 
+@pytest.mark.slow
 def test_another_run_reuses_what_is_equal(done: Path) -> None:
     other = launch(done, "run.name=other", "arms.few_shot.draw=1")
     assert other.returncode == 0, other.stdout + other.stderr

@@ -161,6 +161,7 @@ def test_no_text_of_the_data_leaves_for_wandb(run: Path) -> None:
     assert not [t for t in texts if t.encode() in content]
 
 
+@pytest.mark.slow
 def test_prompts_on_a_checkpoint_directory_answer_as_the_arm_did(run: Path) -> None:
     checkpoint = run / "arms/lora/final/checkpoint"
     done = launch(run.parent, "+exp=zero_shot", "run.name=on", f"arms.zero_shot.on={checkpoint}")
