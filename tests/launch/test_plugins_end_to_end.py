@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 STYLE = """
@@ -39,6 +41,7 @@ def animals(config):
 """
 
 
+@pytest.mark.slow
 def test_a_style_a_scorer_and_a_loader_from_outside(tmp_path: Path) -> None:
     names = []
     for name, text in (("style", STYLE), ("scorer", SCORER), ("loader", LOADER)):
