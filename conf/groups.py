@@ -168,9 +168,7 @@ class TrainerConfig:
             require(getattr(self, key) > 0, f"trainer.{key}", getattr(self, key), "positive")
         for key in ("max_steps", "micro_batch_size"):
             value = getattr(self, key)
-            require(
-                value is None or value > 0, f"trainer.{key}", value, "a positive count or null"
-            )
+            require(value is None or value > 0, f"trainer.{key}", value, "a positive count or null")
         require(
             self.learning_rate is None or 0 < self.learning_rate < 10,
             "trainer.learning_rate",
