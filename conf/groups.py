@@ -15,6 +15,7 @@ from conf.choices import (
     Device,
     Dtype,
     KernelImpl,
+    RepeatStopping,
     ReportText,
     Schedule,
     TaskKind,
@@ -212,25 +213,33 @@ class EngineConfig:
     """What turns prompts into scores and completions."""
 
     name: str = MISSING  # forest | transformers | scripted | openai | vllm
-    batch_size: int = 32  # rows per forward pass
+    batch_size: int | None = None  # requests at once; null: by itself, 32 for engine=transformers
+    batch_tokens: int | None = None  # forest: rows per forward pass; null: from measured memory
     max_new_tokens: int | None = None  # null: from the longest target of the training split
     temperature: float = 0.0
     stop: list[str] = field(default_factory=list)
     repeats: int = 1  # sampled repeats of a generated answer; needs temperature > 0
     latency_requests: int = 8  # separate requests measured alone, one at a time; 0: none
+    repeat_stopping: RepeatStopping = RepeatStopping.decided  # only where repeats vote
+    winner_only: bool = False  # score the best label alone: no label distribution, no calibration
+    too_long: str = "refuse"  # a prompt over the context: refuse | truncate (the item, counted)
     prefix_cache: bool = True  # prefill the prefix that all requests share once
+    actors: int | None = None  # engine processes; null: one per accelerator, one on a CPU
     script: str = "constant"  # scripted only: how it answers, see evaluation/engines/scripted.py
 
     def __post_init__(self) -> None:
         """Ranges."""
-        require(self.batch_size > 0, "engine.batch_size", self.batch_size, "a positive count")
+        for key in ("batch_size", "batch_tokens", "max_new_tokens", "actors"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"engine.{key}", value, "a positive count or null")
         require(
-            self.max_new_tokens is None or self.max_new_tokens > 0,
-            "engine.max_new_tokens",
-            self.max_new_tokens,
-            "a positive count or null",
+            self.too_long in ("refuse", "truncate"),
+            "engine.too_long",
+            self.too_long,
+            "refuse or truncate",
         )
-        require(self.temperature >= 0, "engine.temperature", self.temperature, "0 or more")
+        for key in ("temperature", "latency_requests"):
+            require(getattr(self, key) >= 0, f"engine.{key}", getattr(self, key), "0 or more")
         require(self.repeats > 0, "engine.repeats", self.repeats, "a positive count")
         require(
             self.repeats == 1 or self.temperature > 0,
@@ -238,12 +247,6 @@ class EngineConfig:
             self.repeats,
             "1, since greedy repeats are all equal",
             "add engine.temperature=0.7",
-        )
-        require(
-            self.latency_requests >= 0,
-            "engine.latency_requests",
-            self.latency_requests,
-            "0 or a positive count",
         )
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from conf.choices import AnswerBy, Calibration, ShotSelection, require
+from conf.choices import AnswerBy, Calibration, Normalisation, ShotSelection, require
 from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
+
+MIN_VOTES = 3  # of two answers that differ the first would always win
 
 
 def all_null(cls: type) -> type:
@@ -54,7 +56,9 @@ class AnsweringMethod(Method):
     prompt: str = "zero_shot"  # a style's name, or a file of the user's own
     on: str | None = None  # another arm's name, or a checkpoint directory
     answer_by: AnswerBy = AnswerBy.auto
+    normalisation: Normalisation = Normalisation.auto  # of labels' scores
     calibration: Calibration = Calibration.auto
+    self_consistency: bool = False  # generate engine.repeats answers to an item and let them vote
     num_shots: int = 0
     shot_selection: ShotSelection = ShotSelection.balanced
     draw: int = 0  # seed of the shots
@@ -73,6 +77,50 @@ class AnsweringMethod(Method):
             self.max_thought_tokens,
             "a positive count",
         )
+        is_plain = self.normalisation in (Normalisation.auto, Normalisation.sum)
+        require(
+            is_plain or self.calibration in (Calibration.auto, Calibration.none),
+            "arms.*.calibration",
+            f"{self.calibration.name} with normalisation={self.normalisation.name}",
+            "auto or none, since calibration is fitted on sums of log-probabilities",
+            "write normalisation=sum, or calibration=none",
+        )
+        require(
+            not self.self_consistency or self.answer_by is not AnswerBy.score,
+            "arms.*.self_consistency",
+            "true with answer_by=score",
+            "answer_by=generate, since only generated answers differ between repeats",
+            "write answer_by=generate",
+        )
+
+
+def check_answering(key: str, method: AnsweringMethod, engine: EngineConfig) -> None:
+    """Refuse what an arm's method and its engine cannot do together; key: e.g. arms.few_shot.
+
+    Raises:
+        ConfigError: calibration, normalisation or a rule that needs all labels' scores where
+            engine.winner_only leaves them out; a vote of fewer than three answers.
+    """
+    wanted = {"calibration": method.calibration, "normalisation": method.normalisation}
+    without_others = {
+        "calibration": (Calibration.auto, Calibration.none),
+        "normalisation": (Normalisation.auto, Normalisation.sum),
+    }
+    for name, value in wanted.items():
+        require(
+            not engine.winner_only or value in without_others[name],
+            f"{key}.{name}",
+            f"{value.name} with engine.winner_only=true, which gives no label distribution",
+            " or ".join(choice.name for choice in without_others[name]),
+            f"write {key}.engine.winner_only=false",
+        )
+    require(
+        not method.self_consistency or (engine.repeats >= MIN_VOTES and engine.temperature > 0),
+        f"{key}.self_consistency",
+        f"true with engine.repeats={engine.repeats} and temperature={engine.temperature:g}",
+        f"{MIN_VOTES} or more repeats, sampled",
+        f"write {key}.engine.repeats=5 {key}.engine.temperature=0.7",
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -106,7 +106,11 @@ class SampleRecord:
     cached_tokens: int = 0
     computed_tokens: int = 0
     completion_tokens: int = 0
-    label_logprobs: dict[str, float] | None = None
+    truncated_tokens: int = 0  # cut from the item's text since the prompt was over the context
+    label_logprobs: dict[str, float] | None = None  # sums over tokens; None in winner-only mode
+    first_token_logprobs: dict[str, float] | None = None  # where an answer may be chosen by them
+    baseline_logprobs: dict[str, float] | None = None  # of an item's choices, without content
+    winner_logprob: float | None = None  # winner-only mode: the answer's log-probability
     completion: str | None = None
     answer: str | None = None
     target: str | None = None
@@ -172,21 +176,42 @@ class LedgerLine:
     is_reused: bool = False
 
 
+def rule_name(answer_by: str, normalisation: str, calibration: str) -> str:
+    """A way to answer by name: score/none, score/batch, score/token, generate/none.
+
+    Calibration stands on sums, so a name holds one of the two.
+    """
+    return f"{answer_by}/{calibration if normalisation == 'sum' else normalisation}"
+
+
 @dataclass(kw_only=True, slots=True, frozen=True)
 class AnswerRule:
     """How an arm turns label scores or completions into answers, chosen on validation.
 
-    answer_by: score | generate. calibration: none | contextual | batch. label_offsets: what is
-    subtracted from each label's log-probability when calibrated. validation: candidate name ->
-    its score on the validation items, so that the choice can be checked.
+    answer_by: score | generate. normalisation: sum | token | byte | pmi | first_token.
+    calibration: none | contextual | batch. label_offsets: what is subtracted from each label's
+    score. is_voted: the repeats of an item vote, and the majority is its answer. validation:
+    candidate name -> its score on the validation items, so that the choice can be checked.
     """
 
     arm: str
     answer_by: str
+    normalisation: str = "sum"
     calibration: str = "none"
     label_offsets: dict[str, float] | None = None
+    is_voted: bool = False
     validation: dict[str, Measured] = field(default_factory=dict)
     draw: int = 0
+
+    @property
+    def name(self) -> str:
+        """The candidate that the rule is, e.g. score/batch."""
+        return rule_name(self.answer_by, self.normalisation, self.calibration)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether labels are compared by anything but the sums of their log-probabilities."""
+        return self.calibration != "none" or self.normalisation != "sum"
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -36,6 +36,7 @@ class Tokens:
     cached: Measured = field(default_factory=Measured)
     computed: Measured = field(default_factory=Measured)
     completion: Measured = field(default_factory=Measured)
+    truncated: Measured = field(default_factory=Measured)  # cut from prompts over the context
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from conf.records import Item, Measured, SampleRecord
 from conf.results import Variance
 from evaluation.run_records import ArmRecords, ArmSpec, RunRecords
 from evaluation.statistics import mean_interval
+from evaluation.voting import ballot, majority
 
 RequestKey = tuple[str, int, int, int, int | None]
 
@@ -23,6 +24,7 @@ class Request:
     cached_tokens: int
     computed_tokens: int
     completion_tokens: int
+    truncated_tokens: int
     first_token_seconds: float | None  # until the first token of the answer, after any thinking
     total_seconds: float | None
 
@@ -55,7 +57,39 @@ def _request(calls: Sequence[SampleRecord]) -> Request:
         cached_tokens=sum(c.cached_tokens for c in calls),
         computed_tokens=sum(c.computed_tokens for c in calls),
         completion_tokens=sum(c.completion_tokens for c in calls),
+        truncated_tokens=sum(c.truncated_tokens for c in calls),
         first_token_seconds=(sum(seconds[:-1]) + first if first is not None and is_timed else None),
+        total_seconds=sum(seconds) if is_timed else None,
+    )
+
+
+def voted(requests: Sequence[Request], *, is_label: bool) -> list[Request]:
+    """One request per item whose repeats vote: it costs what all of them cost.
+
+    Its record is the first that gives the majority's answer, and its first token comes with the
+    last repeat, since repeats of a timed request are asked one after another.
+    """
+    groups: dict[tuple[object, ...], list[Request]] = {}
+    for r in sorted(requests, key=lambda r: r.final.repeat):
+        final = r.final
+        key = (final.item_id, final.draw, final.paraphrase, final.train_seed)
+        groups.setdefault(key, []).append(r)
+    return [_voted(group, is_label=is_label) for group in groups.values()]
+
+
+def _voted(repeats: Sequence[Request], *, is_label: bool) -> Request:
+    place = majority([ballot(r.final.answer, is_label=is_label) for r in repeats])
+    seconds = [r.total_seconds for r in repeats if r.total_seconds is not None]
+    first = repeats[-1].first_token_seconds
+    is_timed = len(seconds) == len(repeats)
+    return replace(
+        repeats[place or 0],
+        prompt_tokens=sum(r.prompt_tokens for r in repeats),
+        cached_tokens=sum(r.cached_tokens for r in repeats),
+        computed_tokens=sum(r.computed_tokens for r in repeats),
+        completion_tokens=sum(r.completion_tokens for r in repeats),
+        truncated_tokens=sum(r.truncated_tokens for r in repeats),
+        first_token_seconds=sum(seconds[:-1]) + first if is_timed and first is not None else None,
         total_seconds=sum(seconds) if is_timed else None,
     )
 
@@ -98,12 +132,19 @@ def item_scores(
 def consistency(requests: Sequence[Request], *, confidence: float) -> Measured | None:
     """Mean over items of the share of pairs of repeats or wordings with equal answers.
 
-    None without at least two answers to an item, and for scored answers, which never vary.
+    None without at least two answers to an item, and for scored answers, which never vary. Only
+    repeats that all items have count: an item whose repeats agree may have stopped early, and its
+    missing ones would have agreed less.
     """
+    generated = [r.final for r in requests if r.final.answer_by == "generate"]
+    repeats: dict[str, set[int]] = {}
+    for s in generated:
+        repeats.setdefault(s.item_id, set()).add(s.repeat)
+    common = set.intersection(*repeats.values()) if repeats else set()
     answers: dict[str, list[str | None]] = {}
-    for r in requests:
-        if r.final.answer_by == "generate":
-            answers.setdefault(r.final.item_id, []).append(r.final.answer)
+    for s in generated:
+        if s.repeat in common:
+            answers.setdefault(s.item_id, []).append(s.answer)
     shares = []
     for given in answers.values():
         n = len(given)

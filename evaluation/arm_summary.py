@@ -63,17 +63,26 @@ def is_label_task(records: RunRecords) -> bool:
 
 
 def is_calibrated(records: RunRecords, name: str) -> bool:
-    """Whether the arm's rule answers by calibrated label scores."""
+    """Whether the arm's rule answers by calibrated or otherwise normalised label scores."""
     rule = records.arms[name].rule
-    return is_label_task(records) and rule is not None and rule.calibration != "none"
+    return is_label_task(records) and rule is not None and rule.is_calibrated
+
+
+def answered_requests(records: RunRecords, name: str, *, set_name: str) -> list[Request]:
+    """The arm's requests of one set; where its repeats vote, all of an item's are one request."""
+    arm = records.arms[name]
+    requests = arm_scores.requests_of(arm, set_name=set_name)
+    if arm.rule is None or not arm.rule.is_voted:
+        return requests
+    return arm_scores.voted(requests, is_label=records.task.get("kind") in LABEL_KINDS)
 
 
 def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmSummary:
     """One arm's row. A failed or unfinished arm has its error and its bill, and no metric."""
     arm, spec = records.arms[name], records.arm_specs[name]
     is_done = arm.status == "done"
-    tests = arm_scores.requests_of(arm, set_name="test") if is_done else []
-    timed = arm_scores.requests_of(arm, set_name="latency") if is_done else []
+    tests = answered_requests(records, name, set_name="test") if is_done else []
+    timed = answered_requests(records, name, set_name="latency") if is_done else []
     scores = test_scores(records, name, tests)
     labels = arm_scores.labels_used(records, name)
     requests = _request_costs(timed, devices=records.latency_devices(name))
@@ -138,6 +147,7 @@ def _quality(
 ) -> Quality:
     if not scores:
         return Quality()
+    repeats = arm_scores.requests_of(records.arms[name], set_name="test")
     with_labels, calibrated = is_label_task(records), is_calibrated(records, name)
     values = [
         arm_scores.is_right(r.final, is_calibrated=calibrated)
@@ -166,8 +176,8 @@ def _quality(
         macro_f1=_macro_f1(tests, is_calibrated=calibrated, confidence=confidence)
         if label_of
         else None,
-        format_validity=arm_scores.format_validity(tests, confidence=confidence),
-        consistency=arm_scores.consistency(tests, confidence=confidence),
+        format_validity=arm_scores.format_validity(repeats, confidence=confidence),
+        consistency=arm_scores.consistency(repeats, confidence=confidence),
         by_label=arm_scores.sliced(scores, label_of, confidence=confidence),
         by_slice=arm_scores.sliced(
             scores, arm_scores.slices_of(records.items), confidence=confidence
@@ -225,6 +235,7 @@ def _tokens(tests: Sequence[Request], *, confidence: float) -> Tokens | None:
         cached=mean([r.cached_tokens for r in tests]),
         computed=mean([r.computed_tokens for r in tests]),
         completion=mean([r.completion_tokens for r in tests]),
+        truncated=mean([r.truncated_tokens for r in tests]),
     )
 
 
@@ -299,10 +310,10 @@ def _validation(records: RunRecords, name: str) -> float | None:
     """The arm's score on validation under its rule, else its validation answers' mean."""
     arm = records.arms[name]
     if arm.rule is not None:
-        chosen = arm.rule.validation.get(f"{arm.rule.answer_by}/{arm.rule.calibration}")
+        chosen = arm.rule.validation.get(arm.rule.name)
         if chosen is not None and chosen.value is not None:
             return chosen.value
-    answered = arm_scores.requests_of(arm, set_name="validation")
+    answered = answered_requests(records, name, set_name="validation")
     scores = test_scores(records, name, answered)
     if scores:
         return fmean(scores.values())

@@ -11,17 +11,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from conf.records import Item, Measured
+from conf.records import Item, Measured, rule_name
 
 CONTENT_FREE_INPUTS = ("N/A", "[MASK]", "...")
 
 
-def content_free_items(like: Item) -> tuple[Item, ...]:
-    """Items that ask about nothing; like: any item, for the fields that a prompt may use."""
+def content_free_items(like: Item, *, suffix: str = "") -> tuple[Item, ...]:
+    """Items that ask about nothing; like: any item, for the fields that a prompt may use.
+
+    suffix: of the ids. Choices stay: an item's own are what is asked about.
+    """
     return tuple(
         replace(
             like,
-            id=f"content-free-{index}",
+            id=f"content-free-{index}{suffix}",
             input=text,
             context=None if like.context is None else text,
             rationale=None,
@@ -60,14 +63,15 @@ class Candidate:
     """One way to answer, and its score on validation."""
 
     answer_by: str
-    calibration: str
-    offsets: dict[str, float] | None
     value: Measured
+    normalisation: str = "sum"
+    calibration: str = "none"
+    offsets: dict[str, float] | None = None
 
     @property
     def name(self) -> str:
         """E.g. score/batch."""
-        return f"{self.answer_by}/{self.calibration}"
+        return rule_name(self.answer_by, self.normalisation, self.calibration)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:

@@ -138,7 +138,7 @@ def accuracy_chart(results: Results) -> Chart:
 
 def _raw(r: ArmResult) -> float | None:
     """Uncalibrated accuracy, where the metric is the calibrated one."""
-    is_calibrated = r.answer_rule is not None and r.answer_rule.calibration != "none"
+    is_calibrated = r.answer_rule is not None and r.answer_rule.is_calibrated
     return r.accuracy.value if is_calibrated and r.accuracy is not None else None
 
 

@@ -19,8 +19,8 @@ from markupsafe import Markup
 from conf.results import Results
 from evaluation import report_tables as tables
 from evaluation import wording
-from evaluation.arm_scores import Request, requests_of
-from evaluation.arm_summary import is_calibrated, test_scores
+from evaluation.arm_scores import Request
+from evaluation.arm_summary import answered_requests, is_calibrated, test_scores
 from evaluation.charts import Chart
 from evaluation.decision_rules import family
 from evaluation.figures import plotly_figure
@@ -153,7 +153,7 @@ def _item(records: RunRecords, item_id: str) -> list[str]:
 
 def _answers(records: RunRecords, name: str) -> dict[str, list[object]]:
     """Item id -> [answer, score]; the answer is left out where texts are."""
-    requests = requests_of(records.arms[name], set_name="test")
+    requests = answered_requests(records, name, set_name="test")
     scores = test_scores(records, name, requests)
     with_calibration = is_calibrated(records, name)
     shown: dict[str, str] = {}

@@ -132,10 +132,11 @@ def _answered_by(r: ArmResult) -> Cell:
     if r.answer_rule is None:
         return Cell(value="-")
     rule = r.answer_rule
-    if rule.calibration == "none":
-        return Cell(value=rule.answer_by)
+    vote = ", vote" if rule.is_voted else ""
+    if not rule.is_calibrated:
+        return Cell(value=rule.answer_by + vote)
     raw = f"raw {wording.percent(r.accuracy.value)}" if r.accuracy else ""
-    return Cell(value=f"{rule.answer_by}, {rule.calibration}", note=raw)
+    return Cell(value=rule.name.replace("/", ", "), note=raw)
 
 
 def _request_cell(request: Measured | None, *, is_usd: bool) -> Cell:

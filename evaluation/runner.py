@@ -7,26 +7,25 @@ them again, chooses the same rule (they count as if just answered), and bills on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from conf.choices import AnswerBy, Calibration, TaskKind
-from conf.records import AnswerRule, Item, Measured, SampleRecord
+from conf.choices import Normalisation, TaskKind
+from conf.errors import ConfigError
+from conf.methods import check_answering
+from conf.records import AnswerRule, Item, SampleRecord
 from conf.resolve import Arm
-from evaluation.asking import Asker, Emitted, Pass
+from evaluation.asking import Asker, Emitted
 from evaluation.bill import Bill
-from evaluation.calibration import (
-    Candidate,
-    best_label,
-    choose,
-    content_free_items,
-    fit_offsets,
-)
-from evaluation.calls import CallMaker
+from evaluation.calls import CallMaker, Pass
 from evaluation.engines.base import Engine
 from evaluation.rendering import Renderer
-from evaluation.statistics import wilson
+from evaluation.rule_choice import choose_rule, ways_to_answer
 from evaluation.tasks import Task
+from evaluation.voting import check_voting
+
+RECORDS_AT_ONCE = 32  # written and billed together where the engine chooses its batches itself
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -67,9 +66,11 @@ def evaluate(
         done: records that an interrupted attempt of this very job has written.
 
     Raises:
+        ConfigError: method, engine and task do not go together.
         JobFailed: over 10% of a set's items cannot be answered.
     """
     arm, method = job.arm, job.arm.answering
+    check_job(job, scoring=task.scoring)
     bill = Bill(
         job=job.name,
         arm=arm.name,
@@ -90,136 +91,95 @@ def evaluate(
         task=task,
         engine=engine,
         bill=bill,
-        batch_size=arm.engine.batch_size,
+        batch_size=arm.engine.batch_size or RECORDS_AT_ONCE,
         common=common,
+        normalisation=method.normalisation,
+        is_winner_only=arm.engine.winner_only,
         done=done,
     )
     yield from _run_sets(job, task, asker)
 
 
+def check_job(job: EvaluateJob, *, scoring: str) -> None:
+    """Refuse a job whose method, engine, task and rule do not go together.
+
+    Raises:
+        ConfigError: e.g. a rule with calibration for an engine without a label distribution.
+    """
+    key, engine = f"arms.{job.arm.name}", job.arm.engine
+    check_answering(key, job.arm.answering, engine)
+    if job.arm.answering.self_consistency:
+        check_voting(scoring, key=key)
+    if engine.winner_only and job.rule is not None and job.rule.is_calibrated:
+        raise ConfigError(
+            f"{key}.engine.winner_only",
+            found=f"true, and labels that are compared by {job.rule.name}",
+            expected="a rule of plain sums, since there is no label distribution",
+            remedy=f"write {key}.engine.winner_only=false",
+        )
+
+
 def _run_sets(job: EvaluateJob, task: Task, asker: Asker) -> Iterator[Emitted]:
+    arm, engine = job.arm, job.arm.engine
+    make = partial(_pass, arm, task)
+    validation = task.items["validation"]
     if "curve" in job.sets:
-        answer_by = _ways_to_answer(job.arm, task)[0]
-        yield from asker.run(_validation(task, answer_by, purpose="curve"))
+        answer_by = ways_to_answer(arm, task)[0]
+        yield from asker.run(make("validation", validation, answer_by=answer_by, is_curve=True))
     if not {"validation", "test", "latency"} & set(job.sets):
         return
     rule = job.rule
     if rule is None:
-        rule = yield from _choose_rule(job.arm, task, asker)
+        rule = yield from choose_rule(
+            arm,
+            task,
+            asker,
+            validation=lambda answer_by: make("validation", validation, answer_by=answer_by),
+        )
         yield rule
     elif "validation" in job.sets:
-        yield from asker.run(_validation(task, rule.answer_by, rule=rule))
-    engine = job.arm.engine
+        yield from asker.run(make("validation", validation, answer_by=rule.answer_by, rule=rule))
+    answer = partial(make, answer_by=rule.answer_by, rule=rule)
     if "test" in job.sets:
-        is_varied = rule.answer_by == "generate" and engine.temperature > 0
-        yield from asker.run(
-            Pass(
-                set="test",
-                purpose="test",
-                answer_by=rule.answer_by,
-                items=task.items["test"],
-                rule=rule,
-                repeats=engine.repeats if is_varied else 1,
-            )
-        )
+        yield from asker.run(answer("test", task.items["test"]))
     if "latency" in job.sets and engine.latency_requests:
-        yield from asker.run(
-            Pass(
-                set="latency",
-                purpose="latency",
-                answer_by=rule.answer_by,
-                items=_spread(task.items["test"], engine.latency_requests),
-                rule=rule,
-                is_timed=True,
-            )
-        )
+        items = _spread(task.items["test"], engine.latency_requests)
+        yield from asker.run(answer("latency", items))
 
 
-def _ways_to_answer(arm: Arm, task: Task) -> tuple[str, ...]:
-    """Ways to try on validation, the simplest first; free answers are generated."""
-    if task.kind not in (TaskKind.classification, TaskKind.multiple_choice):
-        return ("generate",)
-    wanted = arm.answering.answer_by
-    return ("score", "generate") if wanted is AnswerBy.auto else (wanted.name,)
-
-
-def _validation(
-    task: Task, answer_by: str, *, purpose: str = "validation", rule: AnswerRule | None = None
+def _pass(
+    arm: Arm,
+    task: Task,
+    name: str,
+    items: Sequence[Item],
+    *,
+    answer_by: str,
+    rule: AnswerRule | None = None,
+    is_curve: bool = False,
 ) -> Pass:
+    """A pass of an arm over one set.
+
+    Sampled test answers are repeated. Where repeats vote they are one answer, so that validation
+    and latency requests need all of them too; points of a curve do with one.
+    """
+    engine, method = arm.engine, arm.answering
+    is_voted = method.self_consistency and not is_curve
+    is_repeated = (
+        answer_by == "generate" and engine.temperature > 0 and (name == "test" or is_voted)
+    )
+    is_choice = task.kind is TaskKind.multiple_choice
+    is_pmi = is_choice and answer_by == "score" and method.normalisation is Normalisation.pmi
     return Pass(
-        set="validation",
-        purpose=purpose,
+        set=name,
+        purpose="curve" if is_curve else name,
         answer_by=answer_by,
-        items=task.items["validation"],
+        items=items,
         rule=rule,
+        repeats=engine.repeats if is_repeated else 1,
+        stopping=engine.repeat_stopping if is_voted else None,
+        is_pmi=is_pmi and not is_curve,
+        is_timed=name == "latency",
     )
-
-
-def _choose_rule(arm: Arm, task: Task, asker: Asker) -> Generator[Emitted, None, AnswerRule]:
-    """Answer validation in every way there is; the better way becomes the arm's rule."""
-    tried: list[Candidate] = []
-    allowed: list[Candidate] = []
-    for answer_by in _ways_to_answer(arm, task):
-        yield from asker.run(_validation(task, answer_by))
-        answers = asker.finals
-        value = _measured([record.score or 0.0 for record in answers])
-        plain = Candidate(answer_by=answer_by, calibration="none", offsets=None, value=value)
-        calibrated: list[Candidate] = []
-        if answer_by == "score" and task.kind is TaskKind.classification:
-            calibrated = yield from _calibrations(arm, task, asker, answers)
-        wanted = arm.answering.calibration
-        tried += [plain, *calibrated]
-        allowed += (
-            calibrated
-            if calibrated and wanted in (Calibration.contextual, Calibration.batch)
-            else [plain, *calibrated]
-        )
-    best = choose(allowed)
-    return AnswerRule(
-        arm=arm.name,
-        answer_by=best.answer_by,
-        calibration=best.calibration,
-        label_offsets=best.offsets,
-        validation={candidate.name: candidate.value for candidate in tried},
-        draw=arm.answering.draw,
-    )
-
-
-def _calibrations(
-    arm: Arm, task: Task, asker: Asker, answers: Sequence[SampleRecord]
-) -> Generator[Emitted, None, list[Candidate]]:
-    """Candidates with offsets, which are fitted without labels; their scores then need labels."""
-    wanted = arm.answering.calibration
-    validation = [record for record in answers if record.label_logprobs is not None]
-    inputs: dict[str, list[SampleRecord]] = {}
-    if wanted in (Calibration.auto, Calibration.contextual) and task.items["validation"]:
-        items = content_free_items(task.items["validation"][0])
-        work = Pass(set="calibration", purpose="calibration", answer_by="score", items=items)
-        for event in asker.run(work):
-            if not isinstance(event, SampleRecord):  # no answers to items of the task
-                yield event
-        inputs["contextual"] = asker.finals
-    if wanted in (Calibration.auto, Calibration.batch):
-        inputs["batch"] = validation
-    candidates = []
-    for name, records in inputs.items():
-        offsets = fit_offsets([r.label_logprobs for r in records if r.label_logprobs])
-        if offsets is None:
-            continue
-        hits = [
-            float(best_label(record.label_logprobs or {}, offsets) == record.target)
-            for record in validation
-        ]
-        hits += [0.0] * (len(answers) - len(validation))  # an item that failed counts as wrong
-        candidates.append(
-            Candidate(answer_by="score", calibration=name, offsets=offsets, value=_measured(hits))
-        )
-    return candidates
-
-
-def _measured(scores: Sequence[float]) -> Measured:
-    """Mean of scores in [0, 1] with Wilson's interval, conservative for graded scores."""
-    return wilson(min(sum(scores), len(scores)), len(scores))
 
 
 def _spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:

@@ -26,7 +26,7 @@ FLOPS_PER_CORE = 100e9
 PROMPT_ROWS_PER_DECODED_TOKEN = 4.0
 SAMPLE_ITEMS = 24
 CHARACTERS_PER_TOKEN = 4.0
-START_SECONDS = {"train": 25.0, "evaluate": 6.0, "model": 30.0, "reference": 4.0}
+START_SECONDS = {"train": 9.0, "evaluate": 6.0, "model": 30.0, "reference": 4.0}
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -89,6 +89,10 @@ def _estimate(
     counts = {"evaluate": ("validation", "test"), "curve": ("validation",)}
     num_items = sum(len(task.items[s]) for s in counts.get(job.kind, ()))
     num_items += arm.engine.latency_requests if job.kind == "latency" else 0
+    if arm.answering.self_consistency:  # at most: repeats stop when the vote is decided
+        num_items *= arm.engine.repeats
+    elif job.kind == "evaluate":
+        num_items += len(task.items["test"]) * (arm.engine.repeats - 1)
     rows = tokens.shared + num_items * (tokens.prompt - tokens.shared)
     decoded = num_items * tokens.completion
     return Estimate(
@@ -111,7 +115,8 @@ def _training(
     num = examples * trainer.epochs
     if trainer.max_steps is not None:
         num = min(num, trainer.max_steps * trainer.batch_size)
-    count = num * (tokens.prompt + max(1.0, tokens.completion))
+    own = tokens.prompt - tokens.shared + max(1.0, tokens.completion)
+    count = num * own + num / trainer.batch_size * tokens.shared  # a batch shares its prefix
     # Forward 2, backward to the activations 2, to the weights 2 operations per parameter and token.
     flops = 4 if arm.kind == "lora" else 6
     return Estimate(

@@ -32,7 +32,15 @@ from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task
 from launch import workers
-from launch.plan import Job, Machine, Plan, dtype_name, threads_of, workers_of
+from launch.plan import (
+    Job,
+    Machine,
+    Plan,
+    dtype_name,
+    engine_actors,
+    threads_of,
+    workers_of,
+)
 from launch.store import JobDirectory, write_json
 from training.job import TrainJob, checkpoint_directory
 
@@ -132,6 +140,7 @@ class Executor:
             world_size=count,
             usd_per_device_second=self.config.pricing.usd_per_device_second,
             num_labels=len(self.task.items["train"]),
+            kernels_impl=self.config.kernels.impl.name,
             **facts,
         )
         yield Progress(done=0, total=1, unit="steps", note="starting workers")
@@ -141,7 +150,7 @@ class Executor:
 
     def _answer(self, job: Job) -> Iterator[Any]:
         work = self._work(job)
-        actor = self._borrow(job.devices)
+        actor = self._borrow(work.actors)
         is_alive = False
         correct: list[float] = []
         try:
@@ -153,7 +162,7 @@ class Executor:
                 yield event
             is_alive = True
         finally:
-            self._give_back(job.devices, actor, is_alive=is_alive)
+            self._give_back(work.actors, actor, is_alive=is_alive)
         if job.kind == "curve" and correct:
             yield self._point(job, work, _measured(correct))
 
@@ -188,6 +197,8 @@ class Executor:
             usd_per_device_second=self.config.pricing.usd_per_device_second,
             done=tuple(e for e in self.directory(job).events() if isinstance(e, SampleRecord)),
             log_path=self.log_directory(job) / "0.log",
+            actors=engine_actors(arm, self.machine),
+            kernels_impl=self.config.kernels.impl.name,
         )
 
     def _renderer_sha256(self, arm: Arm) -> str:
@@ -259,18 +270,20 @@ class Executor:
         path = self.log_directory(job) / "0.log"
         yield from ray.get(remote.remote(job.id, self._arm(job), self.task, self._plugins(), path))
 
-    def _borrow(self, devices: int) -> Any:
+    def _borrow(self, actors: int) -> Any:
+        """An evaluator with so many engine processes, with the model of its last job if idle."""
         with self._guard:
             for place, (size, actor) in enumerate(self._idle):
-                if size == devices:
+                if size == actors:
                     del self._idle[place]
                     return actor
-        return workers.evaluator(self.machine, devices=devices)
+        self.release_idle()  # one of another size keeps devices that the new one waits for
+        return workers.evaluator(self.machine, actors=actors)
 
-    def _give_back(self, devices: int, actor: Any, *, is_alive: bool) -> None:
+    def _give_back(self, actors: int, actor: Any, *, is_alive: bool) -> None:
         if is_alive:
             with self._guard:
-                self._idle.append((devices, actor))
+                self._idle.append((actors, actor))
         else:
             _kill(actor)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from conf.choices import TaskKind
 from conf.errors import ConfigError, NotBuiltYet
+from conf.groups import ModelConfig
 from conf.hashing import plain, sha256_of, sha256_of_file
 from conf.methods import GivenMethod, TfidfMethod
 from conf.resolve import Arm
@@ -20,7 +21,7 @@ from conf.schema import RunConfig
 
 # Raised by hand when a change alters records that a job leaves; cached jobs of older numbers are
 # then not found any more.
-RECORDS_VERSION = 1
+RECORDS_VERSION = 2
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -148,7 +149,8 @@ def build_plan(
         if arm.kind in ("tfidf", "given"):
             jobs.append(_reference_job(arm, common))
         else:
-            jobs += _answer_jobs(arm, models[arm.name], trainings, common, machine)
+            kernels_impl = config.kernels.impl.name
+            jobs += _answer_jobs(arm, models[arm.name], trainings, common, kernels_impl, machine)
     return Plan(jobs=_one_after_another(jobs))
 
 
@@ -189,10 +191,43 @@ def threads_of(workers: int, machine: Machine) -> int:
     return max(1, machine.devices // workers) if machine.device == "cpu" else 1
 
 
+def engine_actors(arm: Arm, machine: Machine) -> int:
+    """Engine processes of an arm: as asked, else one per accelerator, or one on a CPU.
+
+    On a CPU one process with all cores as threads has one copy of the weights and of each prefix,
+    and no core waits at the end for a longer shard. A script needs no devices.
+
+    Raises:
+        ConfigError: more than there are devices.
+    """
+    asked = arm.engine.actors
+    if asked is None:
+        is_one = machine.device == "cpu" or arm.engine.name == "scripted"
+        return 1 if is_one else machine.devices_per_node
+    if asked > machine.devices_per_node:
+        raise ConfigError(
+            f"arms.{arm.name}.engine.actors",
+            found=f"{asked} engine processes, one device each",
+            expected=f"at most {machine.devices_per_node}: {machine.name}",
+            remedy=f"write engine.actors={machine.devices_per_node}, or leave it out",
+        )
+    return asked
+
+
+def devices_per_actor(actors: int, machine: Machine) -> int:
+    """Devices of each engine process: one accelerator, or its share of the cores."""
+    return machine.devices_per_node // actors if machine.device == "cpu" else 1
+
+
 def dtype_name(arm: Arm, device: str) -> str:
+    """What an arm's model computes in."""
+    return model_dtype(arm.model, device)
+
+
+def model_dtype(model: ModelConfig, device: str) -> str:
     """float32 on CPU, bfloat16 on accelerators, unless the user said otherwise."""
-    if arm.model.dtype.name != "auto":
-        return arm.model.dtype.name
+    if model.dtype.name != "auto":
+        return model.dtype.name
     return "float32" if device == "cpu" else "bfloat16"
 
 
@@ -240,6 +275,7 @@ def _train_job(
         "zero": arm.zero,
         "model": _model_facts(arm, source, machine.device),
         "workers": workers,
+        "kernels": config.kernels.impl.name,
     }
     devices = workers * threads_of(workers, machine)
     return Job(
@@ -257,6 +293,7 @@ def _answer_jobs(
     source: ModelSource,
     trainings: Mapping[str, Job],
     common: object,
+    kernels_impl: str,
     machine: Machine,
 ) -> list[Job]:
     """The jobs that answer items with an arm: curve points, validation and test, latency."""
@@ -265,12 +302,15 @@ def _answer_jobs(
     determined = {
         "common": common,
         "method": arm.method,
-        "engine": arm.engine,
+        "engine": dataclasses.replace(arm.engine, actors=None),  # where, not what
+        "kernels": kernels_impl,
         "prompt_file": _prompt_file(arm.answering.prompt),
         "model": _model_facts(arm, source, machine.device),
         "training": training.key if training else arm.on,
     }
-    devices = machine.devices_per_node if machine.device == "cpu" else 1
+    actors = engine_actors(arm, machine)
+    devices_alone = devices_per_actor(actors, machine)
+    devices = actors * devices_alone
     jobs = []
     if arm.is_tuned:
         for point in range(arm.trainer.num_points - 1):
@@ -300,9 +340,11 @@ def _answer_jobs(
                 id=f"latency:{arm.name}",
                 kind="latency",
                 arm=arm.name,
-                key=sha256_of({"kind": "latency", "on": machine.name, **determined}),
+                key=sha256_of(
+                    {"kind": "latency", "on": [machine.name, devices_alone], **determined}
+                ),
                 depends_on=(evaluate.id,),
-                devices=devices,
+                devices=devices_alone,  # one engine process answers, alone
                 is_exclusive=True,
             )
         )

@@ -151,6 +151,7 @@ def _answers(
         devices=machine.devices_per_node if machine.device == "cpu" else 1,
         plugins=tuple(str(Path(p).resolve()) for p in config.plugins),
         rule=records.arms[arm.name].rule,
+        kernels_impl=config.kernels.impl.name,
         num_labels=None,
         usd_per_device_second=None,
         done=(),

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from conf.choices import KernelImpl
 from conf.errors import ClusterError, ConfigError, ModelError, NotBuiltYet
 from conf.hashing import plain, sha256_of
-from conf.methods import AnsweringMethod, GivenMethod, LoraMethod
+from conf.methods import AnsweringMethod, GivenMethod, LoraMethod, check_answering
 from conf.resolve import Arm, resolve_arms
 from conf.schema import RunConfig, non_finite_keys
+from evaluation.calls import check_labels
 from evaluation.engines import check_engine
 from evaluation.model_facts import ModelFacts, facts
 from evaluation.models import ModelPlace, locate
 from evaluation.plugins import load_plugins
 from evaluation.prompts import get_style
 from evaluation.references import read_given
+from evaluation.rendering import Renderer
 from evaluation.tasks import Task, load_task
+from evaluation.voting import check_voting
+from kernels.dispatch import KernelsNotBuilt, choose
 from launch import plan as planning
 from launch.cluster import check_cluster, local_machine
 from launch.estimate import with_estimates
@@ -69,9 +72,11 @@ def check(config: RunConfig, *, exp: str | None, command: str) -> Checked:
     config = planning.with_reference(config, TaskFacts(sha256=task.sha256, kind=task.kind))
     arms = _checked_arms(config, task)
     machine = local_machine(config.cluster)
+    _check_kernels(config, machine)
     places = _places(config, arms, task)
     ready = {n: facts(p.path) for n, p in places.items() if p.kind == "ready"}
     _check_models(arms, ready)
+    _check_labels(arms, {name: places[name] for name in ready}, task)
     checkpoints = {n: _checkpoint_key(a, arms) for n, a in arms.items()}
     sources = {
         name: ModelSource(
@@ -135,11 +140,19 @@ def _check_values(config: RunConfig, exp: str | None) -> None:
             )
     if config.sweep.name != "none":
         raise NotBuiltYet(f"sweep={config.sweep.name}", instead=NOT_BUILT_EXPERIMENTS["sweep"])
-    if config.kernels.impl in (KernelImpl.triton, KernelImpl.cpu):
-        raise NotBuiltYet(
-            f"kernels.impl={config.kernels.impl.name}", instead="write kernels.impl=auto"
-        )
     _check_distribution_name()
+
+
+def _check_kernels(config: RunConfig, machine: Machine) -> None:
+    try:
+        choose(config.kernels.impl.name, machine.device)
+    except KernelsNotBuilt as error:
+        raise ConfigError(
+            f"kernels.impl={config.kernels.impl.name}",
+            found=str(error),
+            expected="an implementation that runs on this device",
+            remedy="write kernels.impl=auto",
+        ) from error
 
 
 def _check_distribution_name() -> None:
@@ -162,6 +175,9 @@ def _checked_arms(config: RunConfig, task: Task) -> dict[str, Arm]:
     for arm in arms.values():
         if isinstance(arm.method, AnsweringMethod):
             check_engine(arm.engine)
+            check_answering(f"arms.{arm.name}", arm.method, arm.engine)
+            if arm.method.self_consistency:
+                check_voting(task.scoring, key=f"arms.{arm.name}")
             get_style(arm.method.prompt, key=f"arms.{arm.name}.prompt")
             _check_prompt(arm, task)
         elif isinstance(arm.method, GivenMethod):
@@ -182,7 +198,7 @@ def _check_prompt(arm: Arm, task: Task) -> None:
             f"arms.{arm.name}",
             found="a fine-tuned arm with the scripted engine, which has no weights",
             expected="prompted arms only, or a real engine",
-            remedy="type engine=transformers model=tiny for a fast trial",
+            remedy="type engine=forest model=tiny for a fast trial",
         )
 
 
@@ -260,6 +276,15 @@ def _check_models(arms: dict[str, Arm], ready: dict[str, ModelFacts]) -> None:
                     remedy=f"write arms.{name}.target_modules=[{','.join(known[:2])}], or leave it "
                     "out for all linear layers",
                 )
+
+
+def _check_labels(arms: dict[str, Arm], ready: dict[str, ModelPlace], task: Task) -> None:
+    """Labels that a tokenizer makes empty or equal; once per model."""
+    models = {
+        (place.path, arms[name].model.layout): arms[name].model for name, place in ready.items()
+    }
+    for (path, layout), model in models.items():
+        check_labels(task, Renderer.load(path, layout=layout, max_length=model.max_length))
 
 
 def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) -> None:

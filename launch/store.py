@@ -35,7 +35,14 @@ from conf.records import (
 )
 
 Event = (
-    SampleRecord | TrainRecord | CurvePoint | LedgerLine | AnswerRule | PromptText | TrainSummary
+    SampleRecord
+    | TrainRecord
+    | CurvePoint
+    | LedgerLine
+    | AnswerRule
+    | PromptText
+    | TrainSummary
+    | JournalEvent
 )
 
 
@@ -273,6 +280,8 @@ class RunDirectory:
             if (event.arm, event.prompt_sha256) not in self._prompts:
                 self._prompts.add((event.arm, event.prompt_sha256))
                 self._append(self.path / "prompts.jsonl", event)
+        elif isinstance(event, JournalEvent):
+            self._append(self.path / "journal.jsonl", dataclasses.replace(event, job=job))
         else:
             names = {LedgerLine: "ledger", AnswerRule: "answer_rule", TrainSummary: "train_summary"}
             self.journal(names[type(event)], job=job, arm=arm, data=to_dict(event))

@@ -17,13 +17,14 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.errors import CrossoverError, JobFailed
 from conf.hashing import plain
 from conf.records import (
     RECORD_TYPES,
     AnswerRule,
+    JournalEvent,
     Progress,
     SampleRecord,
     TrainRecord,
@@ -32,8 +33,11 @@ from conf.records import (
 )
 from conf.resolve import Arm
 from evaluation.tasks import Task
-from launch.plan import Machine, dtype_name
+from launch.plan import Machine, devices_per_actor, dtype_name
 from training.job import TrainJob
+
+if TYPE_CHECKING:
+    from launch.sharded_engine import EngineSpec
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -59,10 +63,16 @@ class AnswerWork:
     usd_per_device_second: float | None
     done: tuple[SampleRecord, ...]  # of a killed attempt
     log_path: Path
+    actors: int = 1  # engine processes; 1: the evaluator's own
+    kernels_impl: str = "auto"
 
 
 class Evaluator:
-    """A process that keeps its model between jobs and swaps adapters; a Ray actor."""
+    """A process that keeps its engine between jobs and swaps adapters; a Ray actor.
+
+    The engine is in this process, or several engine processes of its own (launch/sharded_engine.py)
+    which end with it.
+    """
 
     def __init__(self) -> None:
         self._engine: Any = None
@@ -87,34 +97,63 @@ class Evaluator:
                 usd_per_device_second=work.usd_per_device_second,
                 rule=work.rule,
             )
-            yield from gathered(
-                evaluate(job, task=work.task, engine=engine, renderer=renderer, done=work.done),
-                seconds=0.2,
-            )
+            events = evaluate(job, task=work.task, engine=engine, renderer=renderer, done=work.done)
+            yield from gathered(_with_kernels(events, engine, work), seconds=0.2)
 
     def _ready(self, work: AnswerWork) -> tuple[Any, Any]:
-        from evaluation.engines import build_engine
         from evaluation.rendering import Renderer
+        from launch.sharded_engine import ShardedEngine
 
         model = work.arm.model
         renderer = Renderer.load(work.model_dir, layout=model.layout, max_length=model.max_length)
-        key = (work.model_dir, plain(work.arm.engine), model.dtype, work.task.sha256)
+        spec = _engine_spec(work)
+        key = (spec.identity(), work.actors)
         if key != self._engine_key:
+            if isinstance(self._engine, ShardedEngine):
+                self._engine.close()
             self._engine = None  # give the memory back before the next model is loaded
-            self._engine = build_engine(
-                work.arm.engine,
-                model_dir=work.model_dir,
-                adapter_dir=None,
-                renderer=renderer,
-                dtype=dtype_name(work.arm, work.machine.device),
-                device=work.machine.device,
-                threads=work.devices if work.machine.device == "cpu" else 1,
-                task=work.task,
+            self._engine = (
+                spec.build()
+                if work.actors == 1
+                else ShardedEngine(spec, actors=work.actors, log_dir=work.log_path.parent)
             )
             self._engine_key = key
-        if hasattr(self._engine, "set_adapter"):
-            self._engine.set_adapter(work.adapter_dir)
+        if isinstance(self._engine, ShardedEngine):
+            self._engine.log_dir = work.log_path.parent
+        self._engine.set_adapter(work.adapter_dir)
         return self._engine, renderer
+
+
+def _engine_spec(work: AnswerWork) -> EngineSpec:
+    from launch.sharded_engine import EngineSpec
+
+    arm, machine = work.arm, work.machine
+    return EngineSpec(
+        config=arm.engine,
+        model_dir=work.model_dir,
+        layout=arm.model.layout,
+        max_length=arm.model.max_length,
+        dtype=dtype_name(arm, machine.device),
+        device=machine.device,
+        threads=devices_per_actor(work.actors, machine) if machine.device == "cpu" else 1,
+        kernels_impl=work.kernels_impl,
+        task=work.task if arm.engine.name == "scripted" else None,
+    )
+
+
+def _with_kernels(events: Iterator[Any], engine: Any, work: AnswerWork) -> Iterator[Any]:
+    """A job's events, and once, when the engine knows it, what each kernel runs as and why."""
+    from launch.sharded_engine import kernels_of
+
+    is_told = False
+    for event in events:
+        kernels = {} if is_told else kernels_of(engine)
+        if kernels:
+            is_told = True
+            yield JournalEvent(
+                time=time.time(), event="kernels", job=work.job, arm=work.arm.name, data=kernels
+            )
+        yield event
 
 
 def gathered(events: Iterator[Any], *, seconds: float) -> Iterator[list[Any]]:
@@ -130,14 +169,16 @@ def gathered(events: Iterator[Any], *, seconds: float) -> Iterator[list[Any]]:
         yield pending
 
 
-def evaluator(machine: Machine, *, devices: int) -> Any:
-    """A new evaluator actor that reserves its devices."""
+def evaluator(machine: Machine, *, actors: int) -> Any:
+    """A new evaluator actor that reserves its devices; its engine processes do where it has any."""
     import ray
 
-    threads = str(devices if machine.device == "cpu" else 1)
+    is_cpu, is_sharded = machine.device == "cpu", actors > 1
+    devices = 0 if is_sharded else devices_per_actor(actors, machine)
+    threads = str(devices if is_cpu and not is_sharded else 1)
     options = {
-        "num_cpus": devices if machine.device == "cpu" else 1,
-        "num_gpus": 0 if machine.device == "cpu" else devices,
+        "num_cpus": devices if is_cpu or is_sharded else 1,
+        "num_gpus": 0 if is_cpu else devices,
         # Ray sets OMP_NUM_THREADS by itself, to 1 where num_cpus is not given.
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
         "max_restarts": 0,
@@ -174,7 +215,10 @@ def logged(path: Path) -> Iterator[None]:
 
 
 class FileRuntime:
-    """A training worker's place in the group; reports go to the job's file, from global rank 0."""
+    """A training worker's place in the group; reports go to the job's file, from global rank 0.
+
+    Progress is printed as well, so that the job's log tells when what happened.
+    """
 
     def __init__(self, records_path: Path) -> None:
         import ray.train
@@ -190,6 +234,9 @@ class FileRuntime:
         line = json.dumps({"type": type(record).__name__, **plain(record)})
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
+        if isinstance(record, Progress):
+            now = time.strftime("%H:%M:%S")
+            print(f"{now} {record.done}/{record.total} {record.unit}: {record.note}")
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -211,7 +258,6 @@ def train_worker(config: dict[str, Any]) -> None:
             raise
         if rank == 0:
             runtime.report(summary)
-    ray.train.report({"done": True})
 
 
 def device_memory_bytes(job: TrainJob) -> int:
@@ -272,33 +318,62 @@ def _follow(path: Path, thread: threading.Thread) -> Iterator[Any]:
 def _fit(
     arguments: dict[str, Any], job: TrainJob, machine: Machine, failure: list[BaseException]
 ) -> None:
+    try:
+        if job.world_size == 1:
+            _fit_alone(arguments, job, machine)
+        else:
+            _trainer(arguments, job, machine).fit()
+    except BaseException as error:  # noqa: BLE001 - handed to the scheduler's thread, which raises it
+        failure.append(error)
+
+
+def _fit_alone(arguments: dict[str, Any], job: TrainJob, machine: Machine) -> None:
+    """Train with one worker: Ray Train's local mode, in a Ray task that reserves the devices.
+
+    A group of workers comes with five processes that look after it, which take 9 CPU-seconds of
+    imports. One worker needs no looking after.
+    """
+    import ray
+
+    is_cpu = machine.device == "cpu"
+    task = ray.remote(
+        num_cpus=job.threads if is_cpu else 1,
+        num_gpus=0 if is_cpu else 1,
+        max_calls=1,  # the process ends with the task, and gives its memory back
+        max_retries=0,
+    )(fit_here)
+    ray.get(task.remote(arguments, job, machine))
+
+
+def fit_here(arguments: dict[str, Any], job: TrainJob, machine: Machine) -> None:
+    """Train in this process, as a group of one."""
+    # Ray Train's local mode forms the process group if it finds the environment of one.
+    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})  # 0: any free port
+    _trainer(arguments, job, machine).fit()
+
+
+def _trainer(arguments: dict[str, Any], job: TrainJob, machine: Machine) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cpus = job.threads if machine.device == "cpu" else 1
-    try:
-        TorchTrainer(
-            train_worker,
-            train_loop_config=arguments,
-            torch_config=TorchConfig(
-                backend="gloo" if machine.device == "cpu" else "nccl", timeout_s=300
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=job.world_size,
-                use_gpu=machine.device == "cuda",
-                resources_per_worker={
-                    "CPU": cpus,
-                    **({"GPU": 1} if machine.device == "cuda" else {}),
-                },
-            ),
-            run_config=RunConfig(
-                name=f"attempt-{int(time.time() * 1000)}",
-                storage_path=str(Path(job.output_dir).resolve() / "ray"),
-                failure_config=FailureConfig(max_failures=0),
-            ),
-        ).fit()
-    except BaseException as error:  # noqa: BLE001 - handed to the scheduler's thread, which raises it
-        failure.append(error)
+    is_cpu = machine.device == "cpu"
+    resources = {"CPU": job.threads} if is_cpu else {"CPU": 1, "GPU": 1}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=arguments,
+        torch_config=TorchConfig(backend="gloo" if is_cpu else "nccl", timeout_s=300),
+        scaling_config=ScalingConfig(
+            num_workers=job.world_size if job.world_size > 1 else 0,  # 0: in this process
+            use_gpu=not is_cpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{int(time.time() * 1000)}",
+            storage_path=str(Path(job.output_dir).resolve() / "ray"),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
 
 
 def _reason(log_dir: Path, error: BaseException) -> str:
@@ -306,6 +381,7 @@ def _reason(log_dir: Path, error: BaseException) -> str:
     for path in sorted(log_dir.glob("error-*.json")):
         return str(json.loads(path.read_text())["message"])
     failures = getattr(error, "worker_failures", None) or {}
-    for cause in failures.values():
+    causes = [*failures.values(), getattr(error, "cause", None)]  # of a group, of a task
+    for cause in filter(None, causes):
         return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

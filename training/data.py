@@ -1,6 +1,6 @@
 """Prepared rows from the cache, and the tensors of one forward pass.
 
-B: rows of a pass. L: longest row. N: target tokens of a pass.
+B: rows of a pass. L: longest row. T: tokens of a packed pass. N: target tokens of a pass.
 """
 
 from __future__ import annotations
@@ -15,31 +15,41 @@ from torch import Tensor
 
 from conf.errors import DataError
 from conf.records import RenderedExample, from_dict
-from training.sharding import STAND_IN_TOKENS
+from training.packing import STAND_IN_TOKENS, Layout, pack
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Batch:
-    """One forward pass.
+    """One forward pass, padded or packed.
 
-    input_ids: (B, L), padded at the right. attention_mask: (B, L), 1 where there is a token;
-    padding is known by length, never by token id. positions: (N,) indices into B * L of the tokens
-    that predict a target, i.e. one before it. targets: (N,) target ids.
+    input_ids: (B, L), padded at the right, or (1, T). positions: (N,) indices into B * L or T of
+    the tokens that predict a target, i.e. one before it. targets: (N,) target ids.
+    attention_mask: (B, L), 1 where there is a token; padding is known by length, never by token id.
+    position_ids, segments: (1, T) and (T,) of a packed pass of several rows. All three are None for
+    one row alone, which is plainly causal.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     positions: Tensor
     targets: Tensor
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    segments: Tensor | None = None
 
     def to(self, device: str) -> Batch:
         """The same batch on another device."""
         return Batch(
             input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
             positions=self.positions.to(device),
             targets=self.targets.to(device),
+            attention_mask=_moved(self.attention_mask, device),
+            position_ids=_moved(self.position_ids, device),
+            segments=_moved(self.segments, device),
         )
+
+
+def _moved(tensor: Tensor | None, device: str) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 def num_targets(row: RenderedExample) -> int:
@@ -80,7 +90,7 @@ def _check_row(row: RenderedExample, *, where: str) -> None:
         )
 
 
-def collate(rows: Sequence[RenderedExample], *, pad_id: int) -> Batch:
+def make_batch(rows: Sequence[RenderedExample], *, layout: Layout, pad_id: int) -> Batch:
     """The tensors of one pass; without rows, a stand-in row that has no target."""
     if not rows:
         stand_in = RenderedExample(
@@ -89,6 +99,26 @@ def collate(rows: Sequence[RenderedExample], *, pad_id: int) -> Batch:
             target_mask=(0,) * STAND_IN_TOKENS,
         )
         rows = [stand_in]
+    if layout.is_packed:
+        return packed_batch(rows, shares_prefix=layout.shares_prefix)
+    return padded_batch(rows, pad_id=pad_id)
+
+
+def packed_batch(rows: Sequence[RenderedExample], *, shares_prefix: bool) -> Batch:
+    """Rows as one sequence, (1, T)."""
+    packed = pack(rows, shares_prefix=shares_prefix)
+    is_alone = len(rows) == 1
+    return Batch(
+        input_ids=_ids(packed.input_ids)[None],
+        positions=_ids(packed.sources),
+        targets=_ids(packed.targets),
+        position_ids=None if is_alone else _ids(packed.depths)[None],
+        segments=None if is_alone else _ids(packed.segments),
+    )
+
+
+def padded_batch(rows: Sequence[RenderedExample], *, pad_id: int) -> Batch:
+    """Rows as a rectangle, (B, L)."""
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     attention = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -96,14 +126,30 @@ def collate(rows: Sequence[RenderedExample], *, pad_id: int) -> Batch:
     targets: list[int] = []
     for index, row in enumerate(rows):
         length = len(row.input_ids)
-        ids[index, :length] = torch.tensor(row.input_ids)
+        ids[index, :length] = _ids(row.input_ids)
         attention[index, :length] = 1
         hits = [t for t in range(1, length) if row.target_mask[t]]
         positions += [index * longest + t - 1 for t in hits]
         targets += [row.input_ids[t] for t in hits]
     return Batch(
         input_ids=ids,
+        positions=_ids(positions),
+        targets=_ids(targets),
         attention_mask=attention,
-        positions=torch.tensor(positions, dtype=torch.long),
-        targets=torch.tensor(targets, dtype=torch.long),
     )
+
+
+def _ids(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.long)
+
+
+def visibility(segments: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """What each token of a packed pass sees, as an additive mask, (1, 1, T, T).
+
+    A token sees itself and the earlier ones of the prefix (segment 0) and of its own segment: 0
+    there, elsewhere the lowest value of the dtype. segments: (T,).
+    """
+    key = segments[None, :]
+    sees = ((key == 0) | (key == segments[:, None])).tril()
+    mask = torch.zeros(sees.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill(~sees, torch.finfo(dtype).min)[None, None]

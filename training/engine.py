@@ -76,7 +76,7 @@ def started(job: TrainJob, *, stage: int, local_rank: int) -> Iterator[Engine]:
     # transformers holds it by a weak reference: it must live until the model is built.
     keep = HfDeepSpeedConfig(config) if stage == 3 else None  # type: ignore[no-untyped-call]
     try:
-        trainee = build(job)
+        trainee = build(job, stage=stage)
     finally:
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
         del keep
@@ -89,6 +89,9 @@ def started(job: TrainJob, *, stage: int, local_rank: int) -> Iterator[Engine]:
         # In bf16 DeepSpeed took a step on zero gradients to allocate the moments, which would make
         # Adam's bias correction start at step 2 and the first updates a quarter too small.
         optimizer.state.clear()
+        if job.world_size == 1:
+            # It would copy all gradients into one buffer and back, to average them over one worker.
+            engine.enable_backward_allreduce = False
     is_clipped_here = zero.clips_in_loop(stage=stage, dtype=job.dtype)
     try:
         yield Engine(

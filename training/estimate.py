@@ -158,7 +158,7 @@ def resolve_stage(job: TrainJob, *, longest_row: int) -> int:
             size,
             trained=trained_parameters(job.method, size=size),
             is_lora=isinstance(job.method, LoraMethod),
-            tokens_per_pass=job.rows_per_pass * longest_row,
+            tokens_per_pass=job.tokens_per_pass(longest_row),
             dtype=job.dtype,
             stage=stage,
             world_size=job.world_size,

@@ -16,11 +16,12 @@ from conf.errors import JobFailed
 from conf.records import Progress, RenderedExample, TrainRecord, TrainSummary
 from training import engine as engines
 from training.checkpoint import directory_bytes, gathered_state, write_checkpoint
-from training.data import collate, num_targets, read_rows
+from training.data import make_batch, num_targets, read_rows
 from training.estimate import resolve_stage
 from training.job import FINAL, Runtime, TrainJob, checkpoint_directory, point_name
+from training.packing import Layout
 from training.schedule import learning_rate_at, num_steps, save_steps
-from training.sharding import Step, padding_tokens, plan_steps
+from training.sharding import Step, plan_steps
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,9 +41,12 @@ class _Training:
     job: TrainJob
     runtime: Runtime
     rows: tuple[RenderedExample, ...]
-    lengths: tuple[int, ...]
     total_steps: int
     totals: _Totals = field(default_factory=_Totals)
+
+    def rows_of(self, part: Sequence[int]) -> list[RenderedExample]:
+        """The rows with these indices."""
+        return [self.rows[index] for index in part]
 
 
 def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
@@ -67,14 +71,16 @@ def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
         job=job,
         runtime=runtime,
         rows=rows,
-        lengths=tuple(len(row.input_ids) for row in rows),
         total_steps=num_steps(len(rows), trainer=job.trainer),
     )
-    _report(training, Progress(done=0, total=training.total_steps, unit="steps", note="loading"))
-    stage = resolve_stage(job, longest_row=max(training.lengths))
+    _note(training, "loading")
+    stage = resolve_stage(job, longest_row=max(len(row.input_ids) for row in rows))
     with engines.started(job, stage=stage, local_rank=runtime.local_rank) as engine:
         # Dropout differs between workers; the weights were drawn before, equal on all.
         torch.manual_seed(job.trainer.seed + 1 + runtime.global_rank)
+        layout = engine.trainee.layout
+        passes = "packed" if layout.is_packed else "padded"
+        _note(training, f"{passes} passes ({layout.reason}); linear: {engine.trainee.linear}")
         _run_steps(training, engine)
         dist.barrier()  # nobody returns before the final checkpoint is there
         return _summary(training, engine, stage=stage, seconds=time.perf_counter() - started)
@@ -83,10 +89,11 @@ def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
 def _run_steps(training: _Training, engine: engines.Engine) -> None:
     job = training.job
     points = save_steps(training.total_steps, num_points=job.trainer.num_points)
+    layout = engine.trainee.layout
     plan = plan_steps(
-        training.lengths,
+        [len(row.input_ids) for row in training.rows],
         batch_size=job.trainer.batch_size,
-        rows_per_pass=job.rows_per_pass,
+        fits=lambda part: layout.fits(training.rows_of(part)),
         world_size=job.world_size,
         seed=job.trainer.seed,
         total_steps=training.total_steps,
@@ -94,15 +101,7 @@ def _run_steps(training: _Training, engine: engines.Engine) -> None:
     for step in plan:
         record = _take_step(step, training=training, engine=engine)
         _report(training, record)
-        _report(
-            training,
-            Progress(
-                done=step.step,
-                total=training.total_steps,
-                unit="steps",
-                note=f"loss {record.loss:.3f}",
-            ),
-        )
+        _note(training, f"loss {record.loss:.3f}", done=step.step)
         if step.step in points:
             _save(step.step, training=training, engine=engine)
 
@@ -121,7 +120,8 @@ def _take_step(step: Step, *, training: _Training, engine: engines.Engine) -> Tr
     grad_norm = engine.step(learning_rate=rate)
     if grad_norm is not None:
         _require_finite(grad_norm, "gradient norm", step=step.step, items=items)
-    tokens = _count(training.totals, step, lengths=training.lengths, target_tokens=target_tokens)
+    tokens = _count(step, training=training, layout=engine.trainee.layout)
+    training.totals.target_tokens += target_tokens
     seconds = time.perf_counter() - started
     price = job.usd_per_device_second
     return TrainRecord(
@@ -146,25 +146,27 @@ def _backward(
     step: Step, *, training: _Training, engine: engines.Engine, target_tokens: int
 ) -> float:
     """All passes of a step on all workers; the mean loss over the global batch's targets."""
-    job, rows = training.job, training.rows
+    job = training.job
     # DeepSpeed averages gradients over workers; the loss is a sum over the global batch's targets.
     scale = job.world_size / target_tokens
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     passes = step.shares[training.runtime.global_rank]
     for number, share in enumerate(passes, start=1):
-        batch = collate([rows[row] for row in share], pad_id=job.pad_id).to(engine.device)
+        rows = training.rows_of(share)
+        batch = make_batch(rows, layout=engine.trainee.layout, pad_id=job.pad_id).to(engine.device)
         total += engine.run_pass(batch, scale=scale, is_last=number == len(passes))
     dist.all_reduce(total)
     return float(total) / target_tokens
 
 
-def _count(totals: _Totals, step: Step, *, lengths: Sequence[int], target_tokens: int) -> int:
-    """Add a step to the totals; its tokens without padding, over all workers."""
-    tokens = sum(lengths[row] for row in step.rows)
+def _count(step: Step, *, training: _Training, layout: Layout) -> int:
+    """Add a step to the totals; its computed tokens without padding, over all workers."""
+    passes = [training.rows_of(part) for share in step.shares for part in share]
+    tokens = sum(layout.num_tokens(rows) for rows in passes)
+    totals = training.totals
     totals.examples += len(step.rows)
     totals.tokens += tokens
-    totals.target_tokens += target_tokens
-    totals.padding_tokens += padding_tokens(step, lengths=lengths)
+    totals.padding_tokens += sum(layout.num_padding(rows) for rows in passes)
     return tokens
 
 
@@ -195,6 +197,11 @@ def _save(step: int, *, training: _Training, engine: engines.Engine) -> None:
         tokens=training.totals.tokens,
         trained_parameters=engine.trainee.trained_parameters,
     )
+
+
+def _note(training: _Training, note: str, *, done: int = 0) -> None:
+    total = training.total_steps
+    _report(training, Progress(done=done, total=total, unit="steps", note=note))
 
 
 def _report(training: _Training, record: TrainRecord | Progress) -> None:

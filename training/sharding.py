@@ -1,7 +1,7 @@
 """Which rows each worker sees in each pass of each optimizer step (pure).
 
 The order comes from (seed, epoch) alone and batches are formed over all workers first, so the
-number of workers and the rows per pass change the work's layout and not its result. Batches are
+number of workers and the size of a pass change the work's layout and not its result. Batches are
 random, not grouped by length: where length goes with the label (spam is long), grouped batches
 hold one class each. Rows are sorted by length inside a batch instead, which is free.
 """
@@ -9,10 +9,8 @@ hold one class each. Rows are sorted by length inside a batch instead, which is 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-STAND_IN_TOKENS = 1  # length of the row that takes the place of an empty pass
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -52,17 +50,25 @@ def global_batches(
 
 
 def split_batch(
-    rows: Sequence[int], *, lengths: Sequence[int], world_size: int, rows_per_pass: int
+    rows: Sequence[int],
+    *,
+    lengths: Sequence[int],
+    world_size: int,
+    fits: Callable[[tuple[int, ...]], bool],
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """A batch dealt out to workers and passes: result[global_rank][pass] = row indices.
 
     Rows are sorted by length and dealt round, so workers get near-equal tokens; each worker's share
-    is cut into passes of neighbours, so little is padded. Every row appears exactly once.
+    is cut into passes of neighbours, so little is padded. As few passes as `fits` allows, which
+    must accept a single row and an empty pass. Every row appears exactly once.
     """
     longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
     shares = [longest_first[worker::world_size] for worker in range(world_size)]
-    num_passes = -(-len(shares[0]) // rows_per_pass)
-    return tuple(tuple(_cut(share, num_parts=num_passes)) for share in shares)
+    for num_passes in range(1, len(shares[0]) + 1):
+        cut = tuple(tuple(_cut(share, num_parts=num_passes)) for share in shares)
+        if all(fits(part) for share in cut for part in share):
+            return cut
+    raise AssertionError("a single row must fit")
 
 
 def _cut(share: Sequence[int], *, num_parts: int) -> Iterator[tuple[int, ...]]:
@@ -79,28 +85,18 @@ def plan_steps(
     lengths: Sequence[int],
     *,
     batch_size: int,
-    rows_per_pass: int,
+    fits: Callable[[tuple[int, ...]], bool],
     world_size: int,
     seed: int,
     total_steps: int,
 ) -> Iterator[Step]:
-    """All optimizer steps of a training, in order, numbered from 1."""
+    """All optimizer steps of a training, in order, numbered from 1.
+
+    fits: whether rows may be one pass.
+    """
     batches = global_batches(
         len(lengths), batch_size=batch_size, seed=seed, total_steps=total_steps
     )
     for number, rows in enumerate(batches, start=1):
-        shares = split_batch(
-            rows, lengths=lengths, world_size=world_size, rows_per_pass=rows_per_pass
-        )
+        shares = split_batch(rows, lengths=lengths, world_size=world_size, fits=fits)
         yield Step(step=number, rows=rows, shares=shares)
-
-
-def padding_tokens(step: Step, *, lengths: Sequence[int]) -> int:
-    """Rows of the embedding forwarded in a step beyond its rows' own tokens, over all workers."""
-    return sum(
-        len(rows) * max(lengths[row] for row in rows) - sum(lengths[row] for row in rows)
-        if rows
-        else STAND_IN_TOKENS
-        for share in step.shares
-        for rows in share
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conf.errors import ConfigError, NotBuiltYet
 from conf.groups import EngineConfig
@@ -12,22 +12,22 @@ from evaluation.engines.base import Engine, TextCodec
 if TYPE_CHECKING:
     from evaluation.tasks import Task
 
-BUILT = ("transformers", "scripted")
+BUILT = ("forest", "transformers", "scripted")
 
 
 def check_engine(config: EngineConfig) -> None:
     """Refuse an engine that does not exist or is not built yet; for use before anything starts."""
     match config.name:
-        case "transformers" | "scripted":
+        case "forest" | "transformers" | "scripted":
             return
-        case "forest" | "openai" | "vllm":
-            raise NotBuiltYet(f"engine={config.name}", instead="type engine=transformers")
+        case "openai" | "vllm":
+            raise NotBuiltYet(f"engine={config.name}", instead="type engine=forest")
         case _:
             raise ConfigError(
                 "engine.name",
                 found=repr(config.name),
                 expected=f"one of {', '.join(BUILT)}",
-                remedy="type engine=transformers",
+                remedy="type engine=forest",
             )
 
 
@@ -41,24 +41,46 @@ def build_engine(
     device: str,
     threads: int,
     task: Task | None,
+    kernels_impl: str = "auto",
 ) -> Engine:
     """Build the engine that the configuration names; its heavy imports happen here.
 
     dtype: float32 | bfloat16. device: a torch device. threads: of the CPU, set explicitly since
     Ray's OMP_NUM_THREADS silently halves a kernel. task: for the scripted engine's answers.
+    kernels_impl: auto | cpu | triton | reference, for the forest engine.
 
     Raises:
-        NotBuiltYet: for forest, openai and vllm. ModelError: for a directory it cannot load.
+        NotBuiltYet: for openai and vllm. ModelError: for a directory it cannot load.
     """
     check_engine(config)
     if config.name == "scripted":
         from evaluation.engines.scripted import ScriptedEngine
 
         return ScriptedEngine(config, renderer=renderer, task=task)
-    from evaluation.engines.transformers_engine import TransformersEngine
+    engine: Engine
+    place: dict[str, Any] = {"model_dir": model_dir, "dtype": dtype, "device": device}
+    if config.name == "forest":
+        engine = _forest_or_plain(config, place, renderer, threads, kernels_impl)
+    else:
+        from evaluation.engines.transformers_engine import TransformersEngine
 
-    engine = TransformersEngine(
-        config, model_dir=model_dir, renderer=renderer, dtype=dtype, device=device, threads=threads
-    )
+        engine = TransformersEngine(config, renderer=renderer, threads=threads, **place)
     engine.set_adapter(adapter_dir)
     return engine
+
+
+def _forest_or_plain(
+    config: EngineConfig, place: dict[str, Any], renderer: TextCodec, threads: int, impl: str
+) -> Engine:
+    """The forest engine; the transformers engine, with the reason, for models it cannot compute."""
+    from evaluation.engines.forest_engine import ForestEngine
+    from evaluation.engines.kernel_choice import usable_kernels
+    from evaluation.engines.transformers_engine import TransformersEngine
+
+    kernels = usable_kernels(impl, device=place["device"], dtype=place["dtype"])
+    try:
+        return ForestEngine(config, renderer=renderer, threads=threads, kernels=kernels, **place)
+    except NotImplementedError as error:
+        plain = TransformersEngine(config, renderer=renderer, threads=threads, **place)
+        plain.kernels = {"engine": f"transformers instead of forest: the model has {error}"}
+        return plain

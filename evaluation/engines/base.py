@@ -11,7 +11,7 @@ so that the bill of a run can be checked against a hook on the embedding, to the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,12 +21,15 @@ class ScoreRequest:
     """Score each label as the continuation of a prompt.
 
     prompt_ids: (P,) token ids, P >= 1. label_ids: one tuple of at least one token id per label; a
-    label may be a prefix of another. Both come out of one joint tokenisation.
+    label may be a prefix of another. Both come out of one joint tokenisation. label_offsets: one
+    constant per label, added to its log-probability to find the winner in winner-only mode and
+    ignored otherwise; () stands for zeros.
     """
 
     id: str
     prompt_ids: tuple[int, ...]
     label_ids: tuple[tuple[int, ...], ...]
+    label_offsets: tuple[float, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -49,18 +52,43 @@ class GenerateRequest:
 class ScoreResult:
     """label_logprobs: one natural-log probability per label, summed over the label's tokens.
 
+    first_token_logprobs: one per label, of its first token alone. winner: index of the best label
+    in winner-only mode, the first of equal ones, and winner_logprob its log-probability without
+    the offset; both None otherwise. There is no label distribution then: label_logprobs and
+    first_token_logprobs are empty.
+
     cached_tokens: prompt tokens whose rows were not computed for this request alone.
     computed_tokens: rows forwarded for this request alone. Seconds are None unless timed.
-    error: why there is no answer (then label_logprobs is empty); None where there is one.
+    error: why there is no answer (then all scores are empty); None where there is one.
     """
 
     id: str
     label_logprobs: tuple[float, ...]
+    first_token_logprobs: tuple[float, ...]
     cached_tokens: int
     computed_tokens: int
+    winner: int | None = None
+    winner_logprob: float | None = None
     first_token_seconds: float | None = None
     total_seconds: float | None = None
     error: str | None = None
+
+
+def only_winner(request: ScoreRequest, result: ScoreResult) -> ScoreResult:
+    """A full result as winner-only mode gives it, for engines that cannot do better."""
+    sums = result.label_logprobs
+    if result.error is not None:
+        return result
+    offsets = request.label_offsets or (0.0,) * len(sums)
+    values = [a + b for a, b in zip(sums, offsets, strict=True)]
+    winner = values.index(max(values))
+    return replace(
+        result,
+        label_logprobs=(),
+        first_token_logprobs=(),
+        winner=winner,
+        winner_logprob=sums[winner],
+    )
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -100,9 +128,13 @@ class Engine(Protocol):
         ...
 
     def score(
-        self, requests: Sequence[ScoreRequest], *, timed: bool = False
+        self, requests: Sequence[ScoreRequest], *, timed: bool = False, winner_only: bool = False
     ) -> Iterator[ScoreResult]:
-        """Label scores; timed: one request at a time, with seconds."""
+        """Label scores; timed: one request at a time, with seconds.
+
+        winner_only: find the label with the highest log-probability plus offset, exactly, and
+        leave out what the other labels' scores would cost.
+        """
         ...
 
     def generate(

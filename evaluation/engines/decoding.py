@@ -56,7 +56,7 @@ def decode_batch(
     while True:
         kept: list[int] = []
         for b, (completion, token) in enumerate(zip(live, choose(logits, live), strict=True)):
-            if _append(completion, token, codec=codec, end_ids=end_ids):
+            if append(completion, token, codec=codec, end_ids=end_ids):
                 forwarded = len(completion.row.tokens) + completion.num_generated - 1
                 yield Done(row=completion.row, value=completion, computed_tokens=forwarded)
             else:
@@ -105,7 +105,7 @@ def check_finite(values: Tensor) -> None:
         raise JobFailed("the model's logits are not finite (weights broken, or dtype too narrow)")
 
 
-def _append(
+def append(
     completion: Completion, token: int, *, codec: TextCodec, end_ids: frozenset[int]
 ) -> bool:
     """Add a token; whether the completion ends with it."""

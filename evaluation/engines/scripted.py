@@ -27,6 +27,7 @@ from evaluation.engines.base import (
     ScoreRequest,
     ScoreResult,
     TextCodec,
+    only_winner,
 )
 from evaluation.engines.rows import common_prefix, label_tree
 
@@ -76,7 +77,7 @@ class ScriptedEngine:
         """A script answers alike with any adapter."""
 
     def score(
-        self, requests: Sequence[ScoreRequest], *, timed: bool = False
+        self, requests: Sequence[ScoreRequest], *, timed: bool = False, winner_only: bool = False
     ) -> Iterator[ScoreResult]:
         """Log-probabilities that put 0.9 on the scripted label."""
         cut = self._share([request.prompt_ids for request in requests])
@@ -86,17 +87,20 @@ class ScriptedEngine:
             count = len(request.label_ids)
             chosen = self._choice(request)
             other = math.log(0.1 / max(1, count - 1))
+            sums = tuple(math.log(0.9) if i == chosen else other for i in range(count))
             computed = len(label_tree(0, request.prompt_ids[cut:], request.label_ids).tokens)
             self._rows += computed
             seconds = time.perf_counter() - started if timed else None
-            yield ScoreResult(
+            result = ScoreResult(
                 id=request.id,
-                label_logprobs=tuple(math.log(0.9) if i == chosen else other for i in range(count)),
+                label_logprobs=sums,
+                first_token_logprobs=_first_token_logprobs(request, sums),
                 cached_tokens=cut,
                 computed_tokens=computed,
                 first_token_seconds=seconds,
                 total_seconds=seconds,
             )
+            yield only_winner(request, result) if winner_only else result
 
     def generate(
         self, requests: Sequence[GenerateRequest], *, timed: bool = False
@@ -195,6 +199,14 @@ def _parse(script: str) -> tuple[str, float]:
                 remedy="type engine.script=noisy",
             )
     return name, seconds
+
+
+def _first_token_logprobs(request: ScoreRequest, sums: Sequence[float]) -> tuple[float, ...]:
+    """As if the labels were all there is: a token has the mass of the labels it begins."""
+    mass: dict[int, float] = {}
+    for ids, value in zip(request.label_ids, sums, strict=True):
+        mass[ids[0]] = mass.get(ids[0], 0.0) + math.exp(value)
+    return tuple(math.log(mass[ids[0]]) for ids in request.label_ids)
 
 
 def _hash(*parts: str) -> int:

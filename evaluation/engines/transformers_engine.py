@@ -18,6 +18,7 @@ from evaluation.engines.base import (
     ScoreRequest,
     ScoreResult,
     TextCodec,
+    only_winner,
 )
 from evaluation.engines.decoding import Completion, check_finite, decode_batch, start
 from evaluation.engines.forward import CountedModel
@@ -30,6 +31,7 @@ T = TypeVar("T")
 # 5 rows takes a 135M model on 2 cores half as long as one of 32, so generation wants full batches.
 SCORE_PADDING_SHARE = 0.1
 GENERATE_PADDING_SHARE = 0.5
+BATCH_SIZE = 32  # rows per forward pass where none is asked for
 HEAD_ROWS = 256  # hidden states per head multiplication: 256 x 49,152 fp32 logits are 50 MB
 NO_MEMORY = "not enough memory for this request alone"
 
@@ -51,12 +53,13 @@ class TransformersEngine:
     ) -> None:
         """Load the model; threads: of the CPU, for this whole process."""
         torch.set_num_threads(threads)
-        self._batch_size = config.batch_size
+        self._batch_size = config.batch_size or BATCH_SIZE
         self._codec = renderer
         self._model = CountedModel(
             model_dir, dtype=dtype, device=device, is_sharing=config.prefix_cache
         )
         self._taken = Overhead()
+        self.kernels: dict[str, str] = {}  # none of ours; why, where it stands in for the forest
 
     @property
     def rows_computed(self) -> int:
@@ -77,9 +80,15 @@ class TransformersEngine:
         )
 
     def score(
-        self, requests: Sequence[ScoreRequest], *, timed: bool = False
+        self, requests: Sequence[ScoreRequest], *, timed: bool = False, winner_only: bool = False
     ) -> Iterator[ScoreResult]:
-        """Log-probabilities of each request's labels, summed over their tokens."""
+        """Log-probabilities of each request's labels; winner_only costs as much here."""
+        by_id = {request.id: request for request in requests}
+        for result in self._score(requests, timed=timed):
+            yield only_winner(by_id[result.id], result) if winner_only else result
+
+    def _score(self, requests: Sequence[ScoreRequest], *, timed: bool) -> Iterator[ScoreResult]:
+        """All labels' log-probabilities."""
         cut = self._model.share([request.prompt_ids for request in requests])
         groups: list[list[Row]] = []
         for index, request in enumerate(requests):
@@ -119,6 +128,7 @@ class TransformersEngine:
         computed = dict.fromkeys(missing, 0)
         failed: set[int] = set()
         sums = {index: [0.0] * len(requests[index].label_ids) for index in missing}
+        firsts = {index: list(values) for index, values in sums.items()}
         score = self._score_batch
         for done in self._in_batches(
             rows, size=self._batch_size, max_padding_share=SCORE_PADDING_SHARE, run=score
@@ -129,12 +139,15 @@ class TransformersEngine:
             else:
                 for piece, logprob in zip(done.row.pieces, done.value, strict=True):
                     sums[index][piece.label] += logprob
+                    if piece.node == len(requests[index].prompt_ids) - cut - 1:
+                        firsts[index][piece.label] = logprob
             missing[index] -= 1
             computed[index] += done.computed_tokens
             if missing[index] == 0:
                 yield ScoreResult(
                     id=requests[index].id,
                     label_logprobs=() if index in failed else tuple(sums[index]),
+                    first_token_logprobs=() if index in failed else tuple(firsts[index]),
                     cached_tokens=cut,
                     computed_tokens=computed[index],
                     error=NO_MEMORY if index in failed else None,

@@ -100,6 +100,8 @@ def check_scores(
         assert result.error is None
         wanted = [plain_logprob(model, request.prompt_ids, label) for label in request.label_ids]
         assert result.label_logprobs == pytest.approx(wanted, abs=1e-4)
+        firsts = [plain_logprob(model, request.prompt_ids, ids[:1]) for ids in request.label_ids]
+        assert result.first_token_logprobs == pytest.approx(firsts, abs=1e-4)
         assert result.cached_tokens <= len(request.prompt_ids) - 1
     own = sum(r.computed_tokens for r in results)
     assert own + spent.shared_tokens + spent.padding_tokens == engine.rows_computed - before
@@ -387,8 +389,8 @@ def test_a_pickled_adapter_is_refused(tiny_model_dir: Path, tmp_path: Path) -> N
 
 
 def test_engines_by_name(tiny_model_dir: Path) -> None:
-    for name in ("forest", "openai", "vllm"):
-        with pytest.raises(NotBuiltYet, match="engine=transformers"):
+    for name in ("openai", "vllm"):
+        with pytest.raises(NotBuiltYet, match="engine=forest"):
             make_engine(tiny_model_dir, name=name)
     with pytest.raises(ConfigError, match="transformers, scripted"):
         make_engine(tiny_model_dir, name="magic")

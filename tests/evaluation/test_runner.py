@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conf.choices import AnswerBy, Calibration, TaskKind
+from conf.choices import AnswerBy, Calibration
 from conf.errors import JobFailed
-from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
-from conf.methods import PromptMethod
 from conf.records import AnswerRule, Item, LedgerLine, PromptText, SampleRecord
-from conf.resolve import Arm
-from evaluation.asking import Emitted
-from evaluation.engines import build_engine
 from evaluation.engines.base import Engine
 from evaluation.prompts import get_style
 from evaluation.rendering import Renderer
 from evaluation.runner import EvaluateJob, evaluate
 from evaluation.tasks import Task
-
-
-def make_arm(*, name: str = "arm", engine: dict[str, Any] | None = None, **method: Any) -> Arm:
-    return Arm(
-        name=name,
-        method=PromptMethod(**method),
-        model=ModelConfig(name="tiny", source="tiny", layout="plain"),
-        engine=EngineConfig(**{"name": "scripted", "batch_size": 4, **(engine or {})}),
-        trainer=TrainerConfig(),
-        zero=ZeroConfig(),
-        is_same_base=True,
-    )
+from tests.evaluation.jobs import (
+    REAL,
+    Outcome,
+    generation,
+    long_items,
+    make_arm,
+    make_engine,
+    multiple_choice,
+    run,
+    small,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,68 +35,6 @@ def renderer(tiny_model_dir: Path) -> Renderer:
     return Renderer.load(tiny_model_dir, layout="plain")
 
 
-def make_engine(arm: Arm, model_dir: Path, renderer: Renderer, task: Task) -> Engine:
-    return build_engine(
-        arm.engine,
-        model_dir=model_dir,
-        adapter_dir=None,
-        renderer=renderer,
-        dtype="float32",
-        device="cpu",
-        threads=1,
-        task=task,
-    )
-
-
-@dataclasses.dataclass
-class Outcome:
-    events: list[Emitted]
-    engine: Engine
-
-    @property
-    def samples(self) -> list[SampleRecord]:
-        return [e for e in self.events if isinstance(e, SampleRecord)]
-
-    @property
-    def rule(self) -> AnswerRule:
-        (rule,) = (e for e in self.events if isinstance(e, AnswerRule))
-        return rule
-
-    @property
-    def lines(self) -> list[LedgerLine]:
-        return [e for e in self.events if isinstance(e, LedgerLine)]
-
-    def of(self, name: str) -> list[SampleRecord]:
-        return [s for s in self.samples if s.set == name]
-
-
-def run(
-    arm: Arm,
-    task: Task,
-    model_dir: Path,
-    renderer: Renderer,
-    *,
-    sets: tuple[str, ...] = ("validation", "test", "latency"),
-    done: Sequence[SampleRecord] = (),
-    **job: Any,
-) -> Outcome:
-    engine = make_engine(arm, model_dir, renderer, task)
-    spec = EvaluateJob(name="job", arm=arm, sets=sets, **job)
-    events = list(evaluate(spec, task=task, engine=engine, renderer=renderer, done=done))
-    outcome = Outcome(events, engine)
-    # The bill equals the engine's count to the token, whatever the job.
-    assert sum(line.tokens for line in outcome.lines) == engine.rows_computed
-    return outcome
-
-
-def small(task: Task, *, validation: int = 14, test: int = 10) -> Task:
-    counts = {"train": 140, "validation": validation, "test": test}
-    return dataclasses.replace(
-        task, items={split: items[: counts[split]] for split, items in task.items.items()}
-    )
-
-
-REAL = {"name": "transformers"}
 ARMS = {
     "zero-shot": {},
     "few-shot": {"prompt": "few_shot", "num_shots": 7},
@@ -157,9 +88,7 @@ def test_an_oracle_is_right_by_score(
     assert out.rule.answer_by == "score" and out.rule.calibration == "none"
     assert out.rule.label_offsets is None
     assert set(out.rule.validation) == {
-        "score/none",
-        "score/contextual",
-        "score/batch",
+        *(f"score/{name}" for name in ("none", "contextual", "batch", "token", "byte", "pmi")),
         "generate/none",
     }
     assert all(m.value == 1.0 and m.n == 28 for m in out.rule.validation.values())
@@ -187,11 +116,13 @@ def test_the_worse_way_is_not_taken(
         def __getattr__(self, name: str) -> Any:
             return getattr(self.inner, name)
 
-        def score(self, requests: Any, *, timed: bool = False) -> Any:
-            for result in self.inner.score(requests, timed=timed):
+        def score(self, requests: Any, **options: Any) -> Any:
+            for result in self.inner.score(requests, **options):
                 count = len(result.label_logprobs)
                 values = (-0.1, *(-3.0 - k for k in range(count - 1)))
-                yield dataclasses.replace(result, label_logprobs=values)
+                yield dataclasses.replace(
+                    result, label_logprobs=values, first_token_logprobs=values
+                )
 
     arm = make_arm(engine={"script": "oracle"})
     engine = BadScores(make_engine(arm, tiny_model_dir, renderer, topic_task))
@@ -216,12 +147,14 @@ def test_batch_calibration_mends_a_leaning(
         def __getattr__(self, name: str) -> Any:
             return getattr(self.inner, name)
 
-        def score(self, requests: Any, *, timed: bool = False) -> Any:
-            for result in self.inner.score(requests, timed=timed):
+        def score(self, requests: Any, **options: Any) -> Any:
+            for result in self.inner.score(requests, **options):
                 is_item = not result.id.startswith("content-free")
                 plain = result.label_logprobs if is_item else [0.0] * len(result.label_logprobs)
                 values = (plain[0] + 6.0, *plain[1:])
-                yield dataclasses.replace(result, label_logprobs=values)
+                yield dataclasses.replace(
+                    result, label_logprobs=values, first_token_logprobs=values
+                )
 
     for wanted in (Calibration.auto, Calibration.batch, Calibration.contextual, Calibration.none):
         arm = make_arm(engine={"script": "oracle"}, answer_by=AnswerBy.score, calibration=wanted)
@@ -345,40 +278,20 @@ def test_a_given_rule_is_followed(
     assert all(s.is_correct for s in out.samples)
 
 
-def multiple_choice(task: Task) -> Task:
-    def choices(item: Item) -> Item:
-        others = [label for label in task.labels if label != item.label]
-        return dataclasses.replace(item, choices=(others[0], item.answer_key, others[1]))
-
-    items = {split: tuple(map(choices, rows)) for split, rows in task.items.items()}
-    return dataclasses.replace(task, kind=TaskKind.multiple_choice, labels=(), items=items)
-
-
 @pytest.mark.parametrize("engine", [REAL, {"script": "oracle"}], ids=["real", "oracle"])
 def test_multiple_choice_scores_each_items_own_choices(
     topic_task: Task, tiny_model_dir: Path, renderer: Renderer, engine: dict[str, Any]
 ) -> None:
     task = multiple_choice(small(topic_task))
     out = run(make_arm(engine=engine), task, tiny_model_dir, renderer)
-    assert set(out.rule.validation) == {"score/none", "generate/none"}
+    names = {"score/none", "score/token", "score/byte", "generate/none"}
+    assert set(out.rule.validation) in (names, {*names, "score/first_token"})
     items = {item.id: item for item in task.items["validation"]}
-    words = {w: renderer.encode(" " + w) for w in topic_task.labels}
     for s in out.of("validation"):
         if s.answer_by == "score":
-            assert tuple(s.label_logprobs or {}) == items[s.item_id].choices
-            values = {w: v / len(words[w]) for w, v in (s.label_logprobs or {}).items()}
-            if engine is REAL:
-                assert s.answer == max(values, key=lambda w: values[w])
-
-
-def generation(task: Task) -> Task:
-    def free(item: Item) -> Item:
-        return dataclasses.replace(item, label=None, target=item.label)
-
-    items = {split: tuple(map(free, rows)) for split, rows in task.items.items()}
-    return dataclasses.replace(
-        task, kind=TaskKind.generation, labels=(), label_words={}, items=items
-    )
+            sums = s.label_logprobs or {}
+            assert tuple(sums) == items[s.item_id].choices
+            assert s.answer == max(sums, key=lambda w: sums[w])
 
 
 def test_free_answers_are_generated(
@@ -391,13 +304,6 @@ def test_free_answers_are_generated(
     tests = out.of("test")
     assert 0.5 < sum(s.score or 0 for s in tests) / len(tests) < 1
     assert all(s.label_logprobs is None for s in tests)
-
-
-def long_items(task: Task, count: int) -> Task:
-    tests = list(task.items["test"])
-    for index in range(count):
-        tests[index] = dataclasses.replace(tests[index], input="rain " * 3000)
-    return dataclasses.replace(task, items={**task.items, "test": tuple(tests)})
 
 
 @pytest.mark.parametrize("engine", [REAL, {"script": "oracle"}], ids=["real", "oracle"])

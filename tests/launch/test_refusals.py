@@ -116,7 +116,6 @@ def test_an_unset_required_value_is_named() -> None:
 @pytest.mark.parametrize(
     ("overrides", "where"),
     [
-        (["+exp=zero_shot", "engine=forest"], "engine=forest"),
         (["+exp=zero_shot", "engine=vllm"], "engine=vllm"),
         (["+exp=zero_shot", "cluster=ray"], "cluster=ray"),
         (["+exp=zero_shot", "cluster=slurm"], "cluster=slurm"),

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 96
 CLASSES = 7
+INSTRUCTION = [90, 91, 92]  # what all rows begin with
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,7 @@ def base_dir(tmp_path_factory):
 
 
 def make_rows(count, *, seed=0, longest=24):
-    """Rows of a learnable task: a class's marker among noise, then its label word and an end.
+    """Rows of a learnable task: an instruction, a class's marker in noise, its label word, an end.
 
     Ids: 0 pad, 2 end, 3..9 label words, 10..16 markers, the rest noise.
     """
@@ -52,8 +53,9 @@ def make_rows(count, *, seed=0, longest=24):
         label = index % CLASSES
         noise = [rng.randrange(17, VOCABULARY) for _ in range(rng.randrange(3, longest - 3))]
         noise.insert(rng.randrange(len(noise) + 1), 10 + label)
-        ids = [*noise, 3 + label, 2]
-        mask = [0] * len(noise) + [1, 1]
+        prompt = INSTRUCTION + noise
+        ids = [*prompt, 3 + label, 2]
+        mask = [0] * len(prompt) + [1, 1]
         rows.append({"item_id": f"row-{index}", "input_ids": ids, "target_mask": mask})
     return rows
 

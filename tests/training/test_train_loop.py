@@ -10,7 +10,7 @@ import pytest
 import torch
 
 CLASSES = 7
-LAYOUTS = ("whole", "one_row", "three_rows", "checkpointed", "offload")
+LAYOUTS = ("whole", "one_row", "three_rows", "checkpointed", "offload", "reference")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,7 @@ def results(run_workers, base_dir, nan_dir, files, tmp_path_factory):
                 "output_dir": str(out / name),
                 "usd_per_device_second": 0.5,
                 "dtype": "bfloat16" if name.startswith("bf16") else "float32",
+                "kernels_impl": "reference" if name == "reference" else "auto",
             },
         }
 
@@ -85,6 +86,7 @@ def results(run_workers, base_dir, nan_dir, files, tmp_path_factory):
         spec("three_rows", "few", micro_batch_size=3, **short),
         spec("checkpointed", "few", activation_checkpointing=True, **short),
         spec("offload", "few", zero={"stage": 3, "offload": True}, **short),
+        spec("reference", "few", **short),
         spec("lora", "few", kind="lora", **short),
         spec("lora_checkpointed", "few", kind="lora", activation_checkpointing=True, **short),
         spec("nan", "poisoned", model=nan_dir, **short),

@@ -12,7 +12,7 @@ from conf.errors import ConfigError, DataError, ModelError
 from conf.groups import TrainerConfig, ZeroConfig
 from conf.methods import FullMethod, LoraMethod
 from conf.records import RenderedExample
-from training.data import collate, num_targets, read_rows
+from training.data import num_targets, padded_batch, read_rows
 from training.estimate import estimate, memory_bytes, model_size, resolve_stage, trained_parameters
 from training.job import DEFAULT_LEARNING_RATES, TrainJob
 from training.model import TargetLoss, build, check_targets
@@ -76,8 +76,8 @@ def make_job(model_dir, *, method=None, zero=None, **values):
     return TrainJob(**(fixed | values))
 
 
-def test_collate_by_hand():
-    batch = collate(ROWS, pad_id=0)
+def test_padded_batch_by_hand():
+    batch = padded_batch(ROWS, pad_id=0)
     assert batch.input_ids.tolist() == [
         [5, 6, 7, 8, 0, 0],
         [9, 10, 0, 0, 0, 0],
@@ -106,7 +106,7 @@ def test_loss_and_gradients_equal_those_of_all_logits(architecture):
     plain.backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    loss = TargetLoss(model, head=model.get_output_embeddings())(collate(ROWS, pad_id=0))
+    loss = TargetLoss(model, head=model.get_output_embeddings())(padded_batch(ROWS, pad_id=0))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(plain.detach()), abs=1e-5)
     for name, parameter in model.named_parameters():
@@ -114,22 +114,12 @@ def test_loss_and_gradients_equal_those_of_all_logits(architecture):
             torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-5, rtol=1e-4)
 
 
-def test_a_pass_without_rows_has_zero_loss_and_zero_gradients():
-    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
-    loss = TargetLoss(model, head=model.get_output_embeddings())(collate([], pad_id=0))
-    loss.backward()
-    assert float(loss.detach()) == 0.0
-    for parameter in model.parameters():
-        assert parameter.grad is not None  # or a worker would miss a collective operation
-        assert not parameter.grad.any()
-
-
 def test_head_sees_target_rows_only():
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     seen = []
     loss = TargetLoss(model, head=model.lm_head)
     model.lm_head.register_forward_hook(lambda m, i, out: seen.append(tuple(out.shape)))
-    loss(collate(ROWS, pad_id=0))
+    loss(padded_batch(ROWS, pad_id=0))
     assert seen == [(1, 5, 50)]
 
 
@@ -246,4 +236,24 @@ def test_job_defaults(base_dir):
     assert own.learning_rate == 0.5
     assert make_job(base_dir, world_size=3, threads=2).devices == 6
     assert make_job(base_dir, world_size=3, threads=2, device="cuda").devices == 3
-    assert make_job(base_dir, world_size=3).rows_per_pass == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "padded_rows", "tokens"),
+    [
+        ({}, 4, 512),  # a packed pass of a whole batch: cut at the budget
+        ({"world_size": 3}, 3, 300),  # a worker has 3 rows at most
+        ({"trainer": TrainerConfig(micro_batch_size=2)}, 2, 200),
+        ({"trainer": TrainerConfig(micro_batch_size=7)}, 7, 700),  # padded, if the model asks so
+        ({"trainer": TrainerConfig(batch_size=1)}, 1, 100),
+        ({"device": "cuda"}, 8, 800),
+    ],
+)
+def test_size_of_a_pass(values, padded_rows, tokens, base_dir):
+    job = make_job(base_dir, **values)
+    assert job.padded_rows == padded_rows
+    assert job.tokens_per_pass(100) == tokens
+
+
+def test_a_long_row_is_a_pass(base_dir):
+    assert make_job(base_dir).tokens_per_pass(3000) == 12000  # padded: 4 rows

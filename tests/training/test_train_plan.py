@@ -14,7 +14,7 @@ from conf.choices import Schedule, ZeroStage
 from conf.groups import TrainerConfig, ZeroConfig
 from training.job import point_name
 from training.schedule import learning_rate_at, num_steps, save_steps, steps_per_epoch
-from training.sharding import epoch_order, padding_tokens, plan_steps
+from training.sharding import epoch_order, plan_steps
 from training.zero import choose_stage, deepspeed_config
 
 lengths_lists = st.lists(st.integers(1, 90), min_size=1, max_size=70)
@@ -27,7 +27,7 @@ def plan(lengths, *, batch_size, rows_per_pass, world_size, seed=0, epochs=1):
         plan_steps(
             lengths,
             batch_size=batch_size,
-            rows_per_pass=rows_per_pass,
+            fits=lambda part: len(part) <= rows_per_pass,
             world_size=world_size,
             seed=seed,
             total_steps=per_epoch * epochs,
@@ -69,24 +69,27 @@ def test_batches_do_not_depend_on_the_layout(lengths, world_size, rows_per_pass,
     assert [step.rows for step in one] == [step.rows for step in other]
 
 
-@given(lengths=lengths_lists, batch_size=small, rows_per_pass=small, world_size=small)
-def test_padding_is_rectangles_minus_tokens(lengths, batch_size, rows_per_pass, world_size):
-    for step in plan(
-        lengths, batch_size=batch_size, rows_per_pass=rows_per_pass, world_size=world_size
-    ):
-        forwarded = 0
-        for share in step.shares:
-            for rows in share:
-                forwarded += sum(max(lengths[r] for r in rows) for _ in rows) if rows else 1
-        assert padding_tokens(step, lengths=lengths) == forwarded - sum(
-            lengths[row] for row in step.rows
+@given(lengths=lengths_lists, batch_size=small, budget=st.integers(1, 300), world_size=small)
+def test_no_needless_pass_where_tokens_are_limited(lengths, batch_size, budget, world_size):
+    def fits(part):
+        return len(part) <= 1 or sum(lengths[row] for row in part) <= budget
+
+    steps = plan_steps(
+        lengths, batch_size=batch_size, fits=fits, world_size=world_size, seed=0, total_steps=3
+    )
+    for step in steps:
+        assert all(fits(part) for share in step.shares for part in share)
+        assert Counter(r for share in step.shares for part in share for r in part) == Counter(
+            step.rows
         )
+        if sum(lengths[row] for row in step.rows) <= budget:
+            assert {len(share) for share in step.shares} == {1}
 
 
-def test_sorting_inside_a_batch_saves_padding():
+def test_neighbours_in_length_share_a_pass():
     lengths = [10, 90] * 4
     (step,) = plan(lengths, batch_size=8, rows_per_pass=4, world_size=1)
-    assert padding_tokens(step, lengths=lengths) == 0
+    assert [{lengths[row] for row in part} for part in step.shares[0]] == [{90}, {10}]
 
 
 def test_order_is_fixed_for_all_time():
@@ -205,7 +208,8 @@ def test_deepspeed_accepts_the_configuration(stage, dtype):
 
 def test_planning_needs_no_heavy_library():
     code = (
-        "import sys, training.job, training.estimate, training.zero, training.sharding\n"
+        "import sys, training.job, training.estimate, training.zero\n"
+        "import training.sharding, training.packing\n"
         "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'ray'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -1,0 +1,414 @@
+"""A transformers model whose attention reads a KV stack and KV slots instead of a cache.
+
+    stack   keys and values of the path above the rows that are computed now: one copy, no batch
+    slots   keys and values of each live row's own tokens while it decodes: B slots of C columns
+
+The model's own code runs unchanged: it is switched to an attention function of this file, through
+transformers' attention interface, and its linear layers to kernels.linear where that is faster.
+Shapes: T rows of a pass, P rows of the stack, n live rows, D width, Hq and Hkv heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from conf.errors import ModelError
+from evaluation.engines.adapters import Adapters
+from evaluation.engines.forest import Forest, Pass
+from evaluation.engines.loading import head, load_model, takes_free_mask
+from kernels.dispatch import Choice
+from kernels.linear import choose_linear, swap_linear
+from kernels.segments import Segments
+from kernels.shared_prefix_attention import shared_prefix_attention
+from kernels.token_logprobs import Head
+
+ATTENTION = "crossover_forest"
+PACKED_SHARE = 0.25  # of free memory that a second, packed copy of the weights may take
+EXTRAS = ("softcap", "s_aux", "sliding_window", "position_bias")  # what our attention has not
+
+
+class _Attends(Protocol):
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """(Hq, T, d) from the rows' own queries (Hq, T, d), keys and values (Hkv, T, d)."""
+        ...
+
+
+_ACTIVE: ContextVar[_Attends] = ContextVar("what the running pass attends to")
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls: (1, H, T, d) in, (1, T, Hq, d) out."""
+    for name in EXTRAS:
+        if extras.get(name) is not None:
+            raise NotImplementedError(f"attention with {name}")
+    out = _ACTIVE.get().attend(module.layer_idx, query[0], key[0], value[0], scaling)
+    return out.transpose(0, 1)[None], None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+class KvStack:
+    """Keys and values of one path from the first token down: per layer (Hkv, capacity, d)."""
+
+    def __init__(self) -> None:
+        """An empty stack."""
+        self.length = 0
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def read(self, layer: int, depth: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the uppermost `depth` rows, as views; like: of shape (Hkv, T, d)."""
+        if depth == 0:
+            return like[:, :0], like[:, :0]
+        return self._keys[layer][:, :depth], self._values[layer][:, :depth]
+
+    def push(self, kept: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Drop all rows after the first `kept`, then add rows (Hkv, rows, d) per layer."""
+        added = layers[0][0].shape[1] if layers else 0
+        if added:
+            self._make_room(kept + added, layers)
+            for index, (keys, values) in enumerate(layers):
+                self._keys[index][:, kept : kept + added] = keys
+                self._values[index][:, kept : kept + added] = values
+        self.length = kept + added
+
+    def _make_room(self, rows: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        if self._keys and self._keys[0].shape[1] >= rows:
+            return
+        for store, which in ((self._keys, 0), (self._values, 1)):
+            for index, pair in enumerate(layers):
+                heads, _, width = pair[which].shape
+                room = pair[which].new_empty(heads, 2 * rows, width)
+                if index < len(store):
+                    room[:, : store[index].shape[1]] = store[index]
+                    store[index] = room
+                else:
+                    store.append(room)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that are in use."""
+        return sum(t[:, : self.length].nbytes for t in (*self._keys, *self._values))
+
+
+class Slots:
+    """Keys and values of the own tokens of at most B live rows: per layer (Hkv, B, C, d).
+
+    A column is visible to its slot's next token while the column is below that token's and
+    `visible` says so; see kernels.segments. Slots 0..n-1 are live.
+    """
+
+    def __init__(self, count: int, capacity: int, *, device: torch.device) -> None:
+        """B = count slots of C = capacity columns."""
+        self.count, self.capacity = count, capacity
+        self.lengths = [0] * count
+        self.ends = torch.zeros(count, capacity, dtype=torch.int32, device=device)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def write(self, layer: int, slots: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put keys and values (Hkv, K, d) at K places."""
+        for store, new in ((self.keys, key), (self.values, value)):
+            if layer == len(store):
+                heads, _, width = new.shape
+                # Zeros, not empty: an unseen column must not hold nan, since 0 x nan is nan.
+                store.append(new.new_zeros(heads, self.count, self.capacity, width))
+            store[layer][:, slots, columns] = new
+
+    def make_room(self) -> None:
+        """Double the capacity where some live slot is full."""
+        if max(self.lengths) < self.capacity:
+            return
+        added = self.capacity
+        for store in (self.keys, self.values):
+            for layer, old in enumerate(store):
+                heads, count, _, width = old.shape
+                store[layer] = torch.cat([old, old.new_zeros(heads, count, added, width)], dim=2)
+        # What saw "all columns" goes on seeing all; what was hidden stays hidden.
+        grown = torch.where(self.ends > 0, self.capacity + added, 0)
+        self.ends = torch.cat([grown, grown.amax(1, keepdim=True).expand(-1, added)], dim=1)
+        self.capacity += added
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns, used or not."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def move(self, source: int, target: int) -> None:
+        """Let slot `target` hold what slot `source` holds."""
+        if source != target:
+            length = self.lengths[source]
+            for tensor in (*self.keys, *self.values):
+                tensor[:, target, :length] = tensor[:, source, :length]
+            self.ends[target] = self.ends[source]
+            self.lengths[target] = length
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Fill:
+    """Rows that are copied to slots: of the pass, and of the stack above it.
+
+    own, above: (3, K) of (row of the pass or of the stack, slot, column).
+    """
+
+    own: Tensor
+    above: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        own: Sequence[tuple[int, int, int]],
+        above: Sequence[tuple[int, int, int]],
+        *,
+        device: torch.device,
+    ) -> Fill:
+        """From lists of (row, slot, column)."""
+        made = [torch.tensor(rows, dtype=torch.long, device=device) for rows in (own, above)]
+        return cls(own=made[0].reshape(-1, 3).t(), above=made[1].reshape(-1, 3).t())
+
+
+@dataclass(slots=True)
+class _Prefill:
+    """A pass over new rows below the stack. fill: where rows go in the slots, if any."""
+
+    stack: KvStack
+    work: Pass
+    segments: Segments
+    impl: str
+    slots: Slots | None = None
+    fill: Fill | None = None
+    pushed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        prefix_key, prefix_value = self.stack.read(layer, self.work.depth, key)
+        out = shared_prefix_attention(
+            query,
+            key,
+            value,
+            prefix_key=prefix_key,
+            prefix_value=prefix_value,
+            segments=self.segments,
+            scale=scale,
+            impl=self.impl,
+        )
+        rows = [row - self.work.low for row in self.work.pushed]
+        if rows:
+            self.pushed.append((key[:, rows], value[:, rows]))
+        if self.slots is not None and self.fill is not None:
+            for places, keys, values in (
+                (self.fill.own, key, value),
+                (self.fill.above, prefix_key, prefix_value),
+            ):
+                rows, slots, columns = places
+                if len(rows):
+                    self.slots.write(layer, slots, columns, keys[:, rows], values[:, rows])
+        return out
+
+
+@dataclass(slots=True)
+class _Decode:
+    """One more token for each live slot."""
+
+    stack: KvStack
+    depth: int
+    slots: Slots
+    columns: Tensor
+    segments: Segments
+    impl: str
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        live = torch.arange(query.shape[1], device=query.device)
+        self.slots.write(layer, live, self.columns, key, value)
+        prefix_key, prefix_value = self.stack.read(layer, self.depth, key)
+        return shared_prefix_attention(
+            query,
+            self.slots.keys[layer][:, : len(live)].flatten(1, 2),
+            self.slots.values[layer][:, : len(live)].flatten(1, 2),
+            prefix_key=prefix_key,
+            prefix_value=prefix_value,
+            segments=self.segments,
+            scale=scale,
+            impl=self.impl,
+        )
+
+
+class ForestModel:
+    """A causal language model that computes passes of a forest and counts its rows.
+
+    rows: all rows put through the input embedding; it only grows. path: token ids on the stack
+    that outlive a call. kernels: what runs, and why. most_kv_bytes: keys and values held at once
+    between passes, at most so far.
+    """
+
+    def __init__(
+        self, model_dir: Path, *, dtype: str, device: str, kernels: Mapping[str, Choice]
+    ) -> None:
+        """Load the model. kernels: which implementation of each kernel to use.
+
+        Raises:
+            NotImplementedError: the model's attention is not plain, full attention.
+            ModelError: see `load_model`.
+        """
+        self._model = load_model(model_dir, dtype=dtype, device=device)
+        if not takes_free_mask(self._model):
+            raise NotImplementedError("sliding windows or recurrent layers")
+        self.device = torch.device(device)
+        self._attention_impl = kernels["shared_prefix_attention"].impl
+        self._impl = {name: choice.impl for name, choice in kernels.items()}
+        self.kernels = {name: f"{c.impl}: {c.reason}" for name, c in kernels.items()}
+        self.kernels["linear"] = self._swap_linear()
+        self.stack = KvStack()
+        self.path: tuple[int, ...] = ()
+        self.rows = self.most_kv_bytes = 0
+        self._adapters = Adapters(self._model)
+        self._hook = self._count_rows()
+        self._check_attention(model_dir)
+        self.head = self._prepared_head()
+        self._plain_head, self._is_plain = head(self._model), True
+
+    def _swap_linear(self) -> str:
+        if self._impl["token_logprobs"] == "reference" or self.device.type != "cpu":
+            return "reference"
+        is_better, seen = choose_linear()
+        if not is_better or self._model.dtype != torch.float32:
+            return f"reference: {seen}"
+        weights = sum(p.nbytes for p in self._model.base_model.parameters())
+        is_packed = weights < PACKED_SHARE * psutil.virtual_memory().available
+        swap_linear(self._model.base_model, is_packed=is_packed)
+        return f"cpu: {seen}"
+
+    def _prepared_head(self) -> Head:
+        out: Any = head(self._model)
+        weight, bias = out.weight, getattr(out, "bias", None)
+        if hasattr(out, "get_delta_weight"):  # an adapter on the head itself
+            weight = weight + out.get_delta_weight("default")
+        return Head(weight, bias, impl=self._impl["token_logprobs"])
+
+    def set_adapter(self, path: Path | None) -> None:
+        """Answer with an adapter, or with the base model; nothing computed before is kept."""
+        self._adapters.set(path)
+        self.path = ()
+        if head(self._model) is not self._plain_head or not self._is_plain:
+            self.head = self._prepared_head()
+            self._is_plain = head(self._model) is self._plain_head
+        self._hook.remove()  # an adapter may have wrapped the embedding
+        self._hook = self._count_rows()
+
+    def _count_rows(self) -> torch.utils.hooks.RemovableHandle:
+        def count(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.rows += inputs[0].numel()
+
+        return self._model.get_input_embeddings().register_forward_pre_hook(count)
+
+    @torch.no_grad()
+    def _check_attention(self, model_dir: Path) -> None:
+        """Compare a small tree with the model's own attention, before anything is answered."""
+        ids = torch.arange(3, 11, device=self.device)[None]
+        expected = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        self._model.set_attn_implementation(ATTENTION)
+        places = torch.arange(8, device=self.device)
+        work = Pass(low=0, high=8, depth=0, starts=(0,), kept=0, pushed=())
+        segments = Segments.trees([[8] * 8], device=self.device)
+        found = self._run(
+            ids[0], places, _Prefill(self.stack, work, segments, self._attention_impl)
+        )
+        self.rows = 0
+        worst = (found - expected).abs().max().item()
+        if not worst <= 1e-2 * max(1.0, expected.abs().max().item()):
+            raise ModelError(
+                str(model_dir),
+                found=f"attention of its own kind: hidden states off by {worst:.3g}",
+                expected="plain attention",
+                remedy="type engine=transformers",
+            )
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        forest: Forest,
+        work: Pass,
+        *,
+        slots: Slots | None = None,
+        fill: Fill | None = None,
+    ) -> Tensor:
+        """Hidden states (T, D) of a pass; the stack is then as the next pass needs it.
+
+        A pass that fails, for lack of memory say, leaves the stack as it was.
+        """
+        tokens = torch.from_numpy(forest.tokens[work.low : work.high])
+        places = torch.from_numpy(forest.depths[work.low : work.high])
+        bounds = [*work.starts, work.high]
+        clipped = forest.ends[work.low : work.high].clip(max=work.high)
+        segments = Segments.trees(
+            [
+                (clipped[a - work.low : b - work.low] - a).tolist()
+                for a, b in zip(bounds, bounds[1:], strict=False)
+            ],
+            device=self.device,
+        )
+        state = _Prefill(self.stack, work, segments, self._attention_impl, slots, fill)
+        hidden = self._run(tokens.to(self.device), places.to(self.device), state)
+        self.stack.push(work.kept, state.pushed)
+        self._note_kv(slots)
+        return hidden
+
+    @torch.no_grad()
+    def decode(
+        self, slots: Slots, *, tokens: Sequence[int], places: Sequence[int], depth: int
+    ) -> Tensor:
+        """Hidden states (n, D) after one more token in each of the first n slots.
+
+        places: the tokens' positions. depth: rows of the stack that they all see.
+        """
+        live = len(tokens)
+        columns = torch.tensor(slots.lengths[:live], device=self.device)
+        segments = Segments.slots(columns, slots.ends[:live], capacity=slots.capacity)
+        state = _Decode(self.stack, depth, slots, columns, segments, self._attention_impl)
+        hidden = self._run(
+            torch.tensor(tokens, device=self.device),
+            torch.tensor(places, device=self.device),
+            state,
+        )
+        for slot in range(live):
+            slots.lengths[slot] += 1
+        self._note_kv(slots)
+        return hidden
+
+    def _note_kv(self, slots: Slots | None) -> None:
+        held = self.stack.nbytes + (slots.nbytes if slots is not None else 0)
+        self.most_kv_bytes = max(self.most_kv_bytes, held)
+
+    def _run(self, tokens: Tensor, places: Tensor, state: _Attends) -> Tensor:
+        with _attending(state):
+            hidden: Tensor = self._model.base_model(
+                input_ids=tokens[None], position_ids=places[None], use_cache=False
+            ).last_hidden_state
+        return hidden[0]
+
+
+@contextmanager
+def _attending(state: _Attends) -> Iterator[None]:
+    token = _ACTIVE.set(state)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)

@@ -1,0 +1,99 @@
+"""Rows that generate: 8 shots, 32 requests x 16 to 48 new tokens."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from tests.benchmarks import ours
+from tests.benchmarks.comparing import (
+    Setup,
+    add_gate,
+    compare_arms,
+    count_gates,
+    shipped_seconds,
+)
+from tests.benchmarks.harness import Result, best_of, measure, timed
+from tests.benchmarks.parity import Gap
+from tests.benchmarks.workloads import Workload
+
+GENERATION = (
+    ("generate_32_static", "generate()", 4.0, 6.0),
+    ("generate_32_continuous", "continuous batching", 2.0, 4.0),
+    ("generate_32_vllm", "vllm", 1.3, 2.0),
+)
+
+
+def generation(setup: Setup) -> list[Result]:
+    """8 shots, 32 requests x 16 to 48 new tokens, against three ways to generate."""
+    from tests.benchmarks import generating_peers as peers
+    from tests.benchmarks.scoring_peers import load_model
+
+    items, rounds = setup.cap(32, 5)
+    chunks = setup.builder.generation(items=items, chunks=rounds)
+    engine = setup.engine_now()
+    arm = ours.our_arm(engine, kind="generate")
+    model = load_model(setup.model_dir)
+    static, searched = best_of(
+        [peers.static_arm(model, batch=b) for b in peers.GENERATE_BATCHES if b <= max(8, items)],
+        chunks[0],
+    )
+    paged = load_model(setup.model_dir)
+    continuous, searched_too = _best_continuous(paged, chunks[0])
+    vllm = peers.Vllm(setup.model_dir, threads=setup.threads) if peers.has_vllm() else None
+    others = [static, continuous.arm(), *([vllm.arm()] if vllm else [])]
+    if vllm:  # warm: the same prompts were seen
+        for chunk in chunks:
+            timed(others[-1], chunk)
+    gates = count_gates(engine, {"generate": arm}, chunks[0])
+    traces = measure([*others, arm], chunks, rounds=rounds)
+    gap = peers.token_gap(model)
+    results = []
+    for name, peer_name, floor, aim in GENERATION:
+        peer = next((other for other in others if other.name == peer_name), None)
+        if peer is None:
+            continue
+        result = compare_arms(
+            setup, name, f"8 shots, {items} requests x 16 to 48 new tokens", arm, peer, traces,
+            chunks, floor=floor, aim=aim, peer_work=None, gap=lambda k: _gap(chunks[k], gap),
+        )  # fmt: skip
+        tokens = sum(chunks[0].new_tokens)
+        result.unit = "seconds per request"
+        result.more |= {
+            "settings_seconds_searched": searched | searched_too,
+            "new_tokens_per_second": {
+                side: tokens / statistics.median(traces[a.name].seconds)
+                for side, a in (("ours", arm), ("peer", peer))
+            },
+        }
+        add_gate(result, gates["generate"], is_gated=setup.engine == "forest")
+        results.append(result)
+    shipped = peers.static_arm(
+        load_model(setup.model_dir, is_shipped=True), batch=static.settings["batch_size"]
+    )
+    per_request = statistics.median(traces[arm.name].seconds) / items
+    results[0].more["ratio_as_shipped"] = shipped_seconds(shipped, chunks, items) / per_request
+    continuous.close()
+    if vllm:
+        vllm.close()
+    return results
+
+
+def _best_continuous(model: Any, sample: Workload) -> tuple[Any, dict[str, float]]:
+    """Continuous batching at its best settings; one manager lives at a time."""
+    from tests.benchmarks.generating_peers import CONTINUOUS_SETTINGS, Continuous
+
+    seconds: dict[tuple[int, int], float] = {}
+    for page_size, tokens in CONTINUOUS_SETTINGS:
+        tried = Continuous(model, page_size=page_size, max_batch_tokens=tokens)
+        timed(tried.arm(), sample)
+        seconds[page_size, tokens] = timed(tried.arm(), sample)[0]
+        tried.close()
+    page_size, tokens = min(seconds, key=seconds.__getitem__)
+    named = {f"page_size {p}, max_batch_tokens {t}": s for (p, t), s in seconds.items()}
+    return Continuous(model, page_size=page_size, max_batch_tokens=tokens), named
+
+
+def _gap(chunk: Workload, gap: Callable[[tuple[int, ...], int, int], float]) -> Gap:
+    return lambda index, ids, a, b: gap(chunk.items[index].prompt_ids + ids, a, b)

@@ -1,0 +1,53 @@
+"""All benchmarks by name, and the rows of the table that each gives.
+
+A benchmark is one process; arms that share a peer are measured in the same rounds, so that one
+benchmark may give several rows. Floors and aims stand where the rows are made.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from tests.benchmarks.comparing import Setup
+from tests.benchmarks.generation_rows import GENERATION, generation
+from tests.benchmarks.harness import Result
+from tests.benchmarks.memory_rows import peak_memory
+from tests.benchmarks.scoring_rows import (
+    SCORING,
+    against_evaluator,
+    against_replicated,
+    wordings,
+)
+
+MEMORY = ("banking77_8shot", "two_labels_16shot")
+
+
+def benchmarks() -> dict[str, Callable[[Setup], list[Result]]]:
+    """What runs each benchmark."""
+    found: dict[str, Callable[[Setup], list[Result]]] = {}
+    for key in SCORING:
+        found[key] = functools.partial(against_evaluator, key=key)
+    for key in SCORING:
+        found[f"replicated_cache_{key}"] = functools.partial(against_replicated, key=key)
+    found |= {"generate_32": generation, "wordings_20": wordings}
+    for key in MEMORY:
+        found[f"memory_{key}"] = functools.partial(peak_memory, key=key)
+    return found
+
+
+def rows() -> dict[str, tuple[str, ...]]:
+    """The rows of each benchmark."""
+    found: dict[str, tuple[str, ...]] = {name: (name,) for name in benchmarks()}
+    for key, spec in SCORING.items():
+        found[key] = tuple(target.name for target in spec.targets)
+        found[f"replicated_cache_{key}"] = tuple(
+            f"replicated_cache_{target.name}" for target in spec.targets
+        )
+    found["generate_32"] = tuple(name for name, *_ in GENERATION)
+    return found
+
+
+def find(name: str) -> list[str]:
+    """The benchmarks that a name of a benchmark or of a row asks for; "" asks for all."""
+    return [key for key, of_it in rows().items() if name in ("", key, *of_it)]
