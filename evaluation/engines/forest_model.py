@@ -197,6 +197,7 @@ class _Prefill:
     slots: Slots | None = None
     fill: Fill | None = None
     pushed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    own_bytes: int = 0  # keys and values of the pass's rows; one layer's at a time
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         prefix_key, prefix_value = self.stack.read(layer, self.work.depth, key)
@@ -210,6 +211,7 @@ class _Prefill:
             scale=scale,
             impl=self.impl,
         )
+        self.own_bytes = key.nbytes + value.nbytes
         rows = [row - self.work.low for row in self.work.pushed]
         if rows:
             self.pushed.append((key[:, rows], value[:, rows]))
@@ -255,8 +257,8 @@ class ForestModel:
     """A causal language model that computes passes of a forest and counts its rows.
 
     rows: all rows put through the input embedding; it only grows. path: token ids on the stack
-    that outlive a call. kernels: what runs, and why. most_kv_bytes: keys and values held at once
-    between passes, at most so far.
+    that outlive a call. kernels: what runs, and why. most_kv_bytes: keys and values held at once,
+    at most so far.
     """
 
     def __init__(
@@ -280,6 +282,7 @@ class ForestModel:
         self.path: tuple[int, ...] = ()
         self.rows = self.most_kv_bytes = 0
         self._adapters = Adapters(self._model)
+        self._adapter_path: Path | None = None
         self._hook = self._count_rows()
         self._check_attention(model_dir)
         self.head = self._prepared_head()
@@ -304,9 +307,11 @@ class ForestModel:
         return Head(weight, bias, impl=self._impl["token_logprobs"])
 
     def set_adapter(self, path: Path | None) -> None:
-        """Answer with an adapter, or with the base model; nothing computed before is kept."""
+        """Answer with an adapter, or with the base model; a change empties the stack."""
+        if path == self._adapter_path:
+            return  # the stack stays right: a checkpoint's files never change
         self._adapters.set(path)
-        self.path = ()
+        self._adapter_path, self.path = path, ()
         if head(self._model) is not self._plain_head or not self._is_plain:
             self.head = self._prepared_head()
             self._is_plain = head(self._model) is self._plain_head
@@ -368,7 +373,7 @@ class ForestModel:
         state = _Prefill(self.stack, work, segments, self._attention_impl, slots, fill)
         hidden = self._run(tokens.to(self.device), places.to(self.device), state)
         self.stack.push(work.kept, state.pushed)
-        self._note_kv(slots)
+        self._note_kv(slots, state.own_bytes)
         return hidden
 
     @torch.no_grad()
@@ -393,8 +398,8 @@ class ForestModel:
         self._note_kv(slots)
         return hidden
 
-    def _note_kv(self, slots: Slots | None) -> None:
-        held = self.stack.nbytes + (slots.nbytes if slots is not None else 0)
+    def _note_kv(self, slots: Slots | None, own_bytes: int = 0) -> None:
+        held = own_bytes + self.stack.nbytes + (slots.nbytes if slots is not None else 0)
         self.most_kv_bytes = max(self.most_kv_bytes, held)
 
     def _run(self, tokens: Tensor, places: Tensor, state: _Attends) -> Tensor:

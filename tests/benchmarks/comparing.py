@@ -60,20 +60,24 @@ def compare_arms(
 ) -> Result:
     """Ratio, parity and bound of two arms, judged."""
     mine, its = traces[arm.name], traces[peer.name]
-    shape, items = Shape.read(setup.model_dir), len(chunks[0].items)
+    shape, items, peer_items = (
+        Shape.read(setup.model_dir), len(chunks[0].items), peer.count(chunks[0])
+    )  # fmt: skip
+    own_seconds = [seconds / items for seconds in mine.seconds]
+    peer_seconds = [seconds / peer_items for seconds in its.seconds]
     least = [
         shape.flops(needed(ours.continued(chunk, answers)))
         for chunk, answers in zip(chunks, mine.answers, strict=True)
     ]
     peak = peak_flops_per_second()
-    bounds = [seconds * peak / flops for seconds, flops in zip(its.seconds, least, strict=True)]
+    bounds = [s * items * peak / flops for s, flops in zip(peer_seconds, least, strict=True)]
     result = Result(
         name=name,
         work=work,
-        ours=statistics.median(mine.seconds) / items,
-        peer=statistics.median(its.seconds) / items,
+        ours=statistics.median(own_seconds),
+        peer=statistics.median(peer_seconds),
         peer_version=peer.version,
-        ratio=ratio_of(mine.seconds, its.seconds),
+        ratio=ratio_of(own_seconds, peer_seconds),
         floor=floor,
         aim=aim,
         bound=statistics.median(bounds),
@@ -88,6 +92,7 @@ def compare_arms(
             "peer_settings": peer.settings,
             "seconds": {"ours": mine.seconds, "peer": its.seconds},
             "items": items,
+            "peer_items": peer_items,
             "rounds": len(mine.seconds),
             "prefix_tokens": chunks[0].prefix_tokens,
             "data": chunks[0].source,
@@ -110,11 +115,10 @@ def add_gate(result: Result, gate: ours.Gate, *, is_gated: bool) -> None:
         result.failures.append(f"rows: {gate.rows} computed, {gate.needed.rows} needed")
 
 
-def shipped_seconds(arm: Arm, chunks: Sequence[Workload], items: int) -> float:
-    """Seconds per item of an untouched peer, after a short warm-up."""
-    part = chunks[0].first(items)
-    timed(arm, part.first(1, labels=2))
-    return timed(arm, part)[0] / len(part.items)
+def seconds_per_item(arm: Arm, chunks: Sequence[Workload]) -> float:
+    """Seconds per item of one run, after a short warm-up."""
+    timed(arm, chunks[0].first(1, labels=2))
+    return timed(arm, chunks[0])[0] / arm.count(chunks[0])
 
 
 def all_pairs(chunks: Sequence[Workload]) -> list[Continued]:

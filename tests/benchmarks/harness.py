@@ -42,13 +42,22 @@ ALLOCATOR = {
 
 @dataclass(kw_only=True, slots=True)
 class Arm:
-    """One side. run: answers of a workload. prepare: before each run, outside the clock."""
+    """One side. run: answers of a workload. prepare: before each run, outside the clock.
+
+    items: how many of a workload's items it gets, where its seconds are proportional to them and
+    too many to spend on all; None: all.
+    """
 
     name: str
     version: str
     run: Callable[[Workload], list[Answer]]
     prepare: Callable[[], None] = lambda: None
     settings: dict[str, Any] = field(default_factory=dict)
+    items: int | None = None
+
+    def count(self, workload: Workload) -> int:
+        """Items that it gets of a workload."""
+        return min(len(workload.items), self.items or len(workload.items))
 
 
 @dataclass(slots=True)
@@ -104,11 +113,12 @@ class Result:
 
 def timed(arm: Arm, workload: Workload) -> tuple[float, list[Answer]]:
     """Seconds and answers of one run."""
+    part = workload.first(arm.count(workload))
     arm.prepare()
     gc.collect()
     time.sleep(SETTLE_SECONDS)
     started = time.perf_counter()
-    answers = arm.run(workload)
+    answers = arm.run(part)
     return time.perf_counter() - started, answers
 
 
@@ -147,10 +157,10 @@ def ratio_of(ours: Sequence[float], peer: Sequence[float], *, seed: int = 0) -> 
 
 
 def parity_of(ours: Trace, peer: Trace, *, gap: Callable[[int], Gap] | None = None) -> Parity:
-    """Parity over all rounds. gap: the plain path's gap for a round's chunk."""
+    """Parity over all rounds, on the peer's items. gap: the plain path's for a round's chunk."""
     total = Parity(checked=0, ok=True, worst=0.0)
     for k, (a, b) in enumerate(zip(ours.answers, peer.answers, strict=True)):
-        total += compare(a, b, gap=gap(k) if gap else None)
+        total += compare(a[: len(b)], b, gap=gap(k) if gap else None)
     return total
 
 

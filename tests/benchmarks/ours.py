@@ -165,6 +165,7 @@ def gate(engine: Engine, arm: Arm, workload: Workload) -> Gate:
     arm.prepare()
     with counting(engine) as counts:
         answers = arm.run(workload)
+        counts.kv_bytes = max(counts.kv_bytes, kv_bytes(engine))
     return Gate(
         rows=counts.rows,
         needed=needed(continued(workload, answers)),

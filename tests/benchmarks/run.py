@@ -144,14 +144,25 @@ def embedded_model() -> Path:
 
 def report(outcomes: dict[str, str], results: Path) -> bool:
     """Print the table; whether anything failed."""
-    heads = ("row", "ours", "peer", "ratio", "95%", "floor", "aim", "bound", "verdict")
+    heads = (
+        "row",
+        "ours",
+        "peer",
+        "ratio",
+        "95%",
+        "same linear",
+        "floor",
+        "aim",
+        "bound",
+        "verdict",
+    )
     lines: list[tuple[str, ...]] = [heads]
     is_bad = False
     for row, outcome in outcomes.items():
         path = results / f"{row}.json"
         if outcome or not path.is_file():
             is_bad = is_bad or outcome != "absent"
-            lines.append((row, *[""] * 7, outcome or "no result"))
+            lines.append((row, *[""] * 8, outcome or "no result"))
             continue
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         is_bad = is_bad or bool(found["failures"])
@@ -175,7 +186,10 @@ def table_line(found: dict[str, Any]) -> tuple[str, ...]:
         f"{found['ours']:.3g}",
         f"{found['peer']:.3g}",
         *(ratio if is_same else ("", "")),
-        *(f"{found[k]:.3g}x" if found[k] is not None else "-" for k in ("floor", "aim", "bound")),
+        *(
+            f"{found[k]:.3g}x" if found.get(k) is not None else "-"
+            for k in ("ratio_same_linear", "floor", "aim", "bound")
+        ),
         verdict,
     )
 

@@ -1,7 +1,8 @@
 """The peers that score labels: lm-evaluation-harness, and the plain transformers baseline.
 
-Both get a model whose linear layers are ours (kernels.linear), so that ways of working are compared
-and not matrix libraries; `is_shipped` leaves the model as transformers made it.
+lm-eval runs as its users run it (`is_shipped`), and once more on a model whose linear layers are
+ours (kernels.linear), which compares ways of working and not matrix libraries. The plain baseline
+is written here and always has our linear layers.
 """
 
 from __future__ import annotations
