@@ -1,6 +1,7 @@
 """oneDNN's linear product against torch's in float64: values, gradients, models."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -178,11 +179,22 @@ def test_a_torch_without_the_product_is_not_chosen(monkeypatch):
 
 
 def test_a_slower_product_is_not_chosen(monkeypatch):
-    times = iter([1.0, 0.95])  # torch's own, then oneDNN's: less than a tenth
-    monkeypatch.setattr(module, "_fastest", lambda run: next(times))
+    for other, is_chosen in ((0.95, False), (0.5, True)):  # less than a tenth is not enough
+        monkeypatch.setattr(module, "_fastest", lambda *runs, other=other: [1.0, other])
+        choose_linear.cache_clear()
+        assert choose_linear()[0] is is_chosen
     choose_linear.cache_clear()
-    assert not choose_linear()[0]
-    times = iter([1.0, 0.5])
-    choose_linear.cache_clear()
-    assert choose_linear()[0]
-    choose_linear.cache_clear()
+
+
+def test_products_are_timed_in_turns_on_one_thread():
+    seen = []
+    before = torch.get_num_threads()
+
+    def run(name, seconds):
+        seen.append((name, torch.get_num_threads()))
+        time.sleep(seconds)
+
+    least = module._fastest(lambda: run("a", 0.002), lambda: run("b", 0.0001))
+    assert least[0] > least[1]
+    assert seen == [("a", 1), ("b", 1)] * module.REPEATS
+    assert torch.get_num_threads() == before
