@@ -18,7 +18,8 @@ from evaluation.engines.base import GenerateRequest, ScoreRequest, TextCodec
 from evaluation.engines.best_first import BestFirst, Step, Winner
 from evaluation.engines.decoding import Completion, append, check_finite, choose, start
 from evaluation.engines.forest import Forest, Pass, next_pass
-from evaluation.engines.forest_model import Fill, ForestModel, Slots
+from evaluation.engines.forest_model import ForestModel
+from evaluation.engines.kv import Fill, Slots
 from evaluation.engines.rows import chain
 from kernels.token_logprobs import token_logprobs
 
