@@ -74,13 +74,14 @@ def _forest_or_plain(
 ) -> Engine:
     """The forest engine; the transformers engine, with the reason, for models it cannot compute."""
     from evaluation.engines.forest_engine import ForestEngine
+    from evaluation.engines.forest_model import NotPlainAttention
     from evaluation.engines.kernel_choice import usable_kernels
     from evaluation.engines.transformers_engine import TransformersEngine
 
     kernels = usable_kernels(impl, device=place["device"], dtype=place["dtype"])
     try:
         return ForestEngine(config, renderer=renderer, threads=threads, kernels=kernels, **place)
-    except NotImplementedError as error:
+    except NotPlainAttention as error:
         plain = TransformersEngine(config, renderer=renderer, threads=threads, **place)
         plain.kernels = {"engine": f"transformers instead of forest: the model has {error}"}
         return plain

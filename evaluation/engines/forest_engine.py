@@ -56,7 +56,7 @@ class ForestEngine:
         kernels: the implementation of each, see `usable_kernels`.
 
         Raises:
-            NotImplementedError: the model's attention is not plain, full attention.
+            NotPlainAttention: the model's attention is not plain, full attention.
         """
         torch.set_num_threads(threads)
         self._codec = renderer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).parent))
+from plain_model import Codec, plain_greedy, plain_logprob, save_adapter  # noqa: E402
 
 from conf.errors import ConfigError, ModelError, NotBuiltYet
 from conf.groups import EngineConfig
@@ -22,20 +25,6 @@ from evaluation.engines.rows import chain, common_prefix, label_tree, next_batch
 from evaluation.engines.transformers_engine import TransformersEngine
 
 VOCABULARY = 300
-
-
-class Codec:
-    """What an engine needs of a renderer."""
-
-    def __init__(self, model_dir: Path, *, end_ids: tuple[int, ...] = (0,)) -> None:
-        self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-        self.end_ids = end_ids
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text).ids)
-
-    def decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids))
 
 
 def make_engine(model_dir: Path, **config: object) -> TransformersEngine:
@@ -64,26 +53,6 @@ def engine(tiny_model_dir: Path) -> TransformersEngine:
 @pytest.fixture(scope="module")
 def plain(tiny_model_dir: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(str(tiny_model_dir)).eval()
-
-
-@torch.no_grad()
-def plain_logprob(model: PreTrainedModel, prompt: Sequence[int], label: Sequence[int]) -> float:
-    """One sequence, no cache, no batch: the reference."""
-    ids = torch.tensor([[*prompt, *label]])
-    logprobs = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-    start = len(prompt) - 1
-    return sum(float(logprobs[start + k, token]) for k, token in enumerate(label))
-
-
-@torch.no_grad()
-def plain_greedy(model: PreTrainedModel, prompt: Sequence[int], count: int, end: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
-        token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
-        if token == end:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
 
 
 def check_scores(
@@ -346,16 +315,6 @@ def test_other_errors_are_not_swallowed(
     monkeypatch.setattr(forward_module.CountedModel, "_hidden", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         list(engine.score([ScoreRequest(id="x", prompt_ids=(2,), label_ids=((1,),))]))
-
-
-def save_adapter(model_dir: Path, path: Path, *, seed: int) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    base = AutoModelForCausalLM.from_pretrained(str(model_dir))
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
-    model = get_peft_model(base, config)
-    model.save_pretrained(str(path), safe_serialization=True)
 
 
 def test_adapters_are_swapped_and_taken_off(

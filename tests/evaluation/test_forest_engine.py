@@ -379,3 +379,41 @@ def test_grouped_heads(tmp_path: Path, tiny_model_dir: Path) -> None:
         request = generate_requests(random.Random(4), 5)[int(result.id)]
         wanted = plain_greedy(model, request.prompt_ids, request.max_new_tokens, end=0)
         assert list(result.completion_ids) == wanted
+
+
+@pytest.mark.parametrize("case", ["a window", "attention that cannot be set"])
+def test_a_model_that_attends_otherwise_takes_the_transformers_engine(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """The reason is kept, and the answers are right."""
+    from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+
+    torch.manual_seed(0)
+    window = 4 if case == "a window" else None
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+    )
+    model = MistralForCausalLM(config).eval()
+    model.save_pretrained(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_bytes((tiny_model_dir / "tokenizer.json").read_bytes())
+    if window is None:
+        monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda *_: None)
+    engine = build_engine(
+        EngineConfig(name="forest"),
+        model_dir=tmp_path,
+        adapter_dir=None,
+        renderer=Codec(tiny_model_dir),
+        dtype="float32",
+        device="cpu",
+        threads=1,
+        task=None,
+    )
+    assert engine.name == "transformers"
+    assert "instead of forest" in engine.kernels["engine"]  # type: ignore[attr-defined]
+    check_scores(engine, model, score_requests(random.Random(2), 3))  # type: ignore[arg-type]
