@@ -25,7 +25,8 @@ from kernels.token_logprobs import token_logprobs
 
 S = TypeVar("S")
 
-SPARE_COLUMNS = 32  # for own rows at first; slots grow when they are full
+SPARE_COLUMNS = 8  # for rows after the prompt at first; slots grow when they are full
+MAX_SLOT_WASTE = 1.5  # columns of short-lived rows' slots, by those that all rows would need
 REFILL_SHARE = 0.25  # free slots that make a pass of new prompts worth its small batch
 
 
@@ -38,7 +39,12 @@ class Next:
 
 
 class Mode(Protocol[S]):
-    """What is done with hidden states."""
+    """What is done with hidden states. is_short_lived: a request is done after a few rows."""
+
+    @property
+    def is_short_lived(self) -> bool:
+        """Whether a request is done after a few rows."""
+        ...
 
     def start(self, request: int) -> S:
         """The state of a request that enters."""
@@ -95,12 +101,18 @@ class Decoder(Generic[S]):
         waiting = sorted(range(len(ends)), key=ends.__getitem__)
         low = self.forest.num_known
         most_alike = max(Counter(ends).values())  # equal prompts end in one row and enter together
-        self.size = max(min(self.size, len(ends)), most_alike)
-        room = max(self.lengths) - self.base + SPARE_COLUMNS
-        slots = Slots(self.size, room, device=self.model.device)
+        rooms = [length - self.base + SPARE_COLUMNS for length in self.lengths]
+        # Slots are as wide as the longest of their prompts needs. Where a row lives for a few steps
+        # only, fewer slots hold the same rows in less memory, and cost little time.
+        fitting = int(MAX_SLOT_WASTE * sum(rooms) / max(rooms))
+        most = max(1, fitting) if self.mode.is_short_lived else len(ends)
+        self.size = max(min(self.size, most), most_alike)
+        slots = Slots(self.size, device=self.model.device)
         while waiting or self._live:
+            count = min(self.size, len(self._live) + len(waiting))
             stop = self._stop_row(waiting, ends, low)
             if stop is None or stop <= low:
+                slots.make_room(1 + max(slots.lengths[: len(self._live)]), count=count)
                 yield from self._step(slots)
                 continue
             work = next_pass(
@@ -109,6 +121,9 @@ class Decoder(Generic[S]):
             entering = []
             while waiting and ends[waiting[0]] < work.high:
                 entering.append(waiting.pop(0))
+            if entering:
+                own = max(self.lengths[request] for request in entering) - self.base
+                slots.make_room(own + SPARE_COLUMNS, count=count)
             yield from self._enter(slots, work, entering)
             low = work.high
 
@@ -157,7 +172,6 @@ class Decoder(Generic[S]):
 
     def _step(self, slots: Slots) -> Iterator[Ended[S]]:
         """One more row for each live request."""
-        slots.make_room()
         places = []
         for slot, live in enumerate(self._live):
             above = live.next.above
@@ -197,6 +211,7 @@ class Generating:
 
     requests: Sequence[GenerateRequest]
     codec: TextCodec
+    is_short_lived: bool = False
 
     def start(self, request: int) -> Completion:
         """An empty completion."""
@@ -231,6 +246,7 @@ class Searching:
 
     requests: Sequence[ScoreRequest]
     projected: int = 0
+    is_short_lived: bool = True
 
     def start(self, request: int) -> Search:
         """A search that has read nothing yet."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MIN_GROWTH = 8  # columns
+
 
 class KvStack:
     """Keys and values of one path from the first token down: per layer (Hkv, capacity, d)."""
@@ -63,11 +65,11 @@ class Slots:
     `visible` says so; see kernels.segments. Slots 0..n-1 are live.
     """
 
-    def __init__(self, count: int, capacity: int, *, device: torch.device) -> None:
-        """B = count slots of C = capacity columns."""
-        self.count, self.capacity = count, capacity
+    def __init__(self, count: int, *, device: torch.device) -> None:
+        """B = count slots without columns."""
+        self.count, self.capacity = count, 0
         self.lengths = [0] * count
-        self.ends = torch.zeros(count, capacity, dtype=torch.int32, device=device)
+        self.ends = torch.zeros(count, 0, dtype=torch.int32, device=device)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -80,19 +82,25 @@ class Slots:
                 store.append(new.new_zeros(heads, self.count, self.capacity, width))
             store[layer][:, slots, columns] = new
 
-    def make_room(self) -> None:
-        """Double the capacity where some live slot is full."""
-        if max(self.lengths) < self.capacity:
+    def make_room(self, columns: int, *, count: int) -> None:
+        """Have at least so many columns; growing drops all slots but the first `count`."""
+        if columns <= self.capacity:
             return
-        added = self.capacity
+        # By a quarter, not twofold: few rows live long, and most columns would stay empty.
+        capacity = max(columns, self.capacity + max(MIN_GROWTH, self.capacity // 4))
+        added = capacity - self.capacity
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
-                heads, count, _, width = old.shape
-                store[layer] = torch.cat([old, old.new_zeros(heads, count, added, width)], dim=2)
+                heads, _, _, width = old.shape
+                grown = old.new_zeros(heads, count, capacity, width)
+                grown[:, :, : self.capacity] = old[:, :count]
+                store[layer] = grown
         # What saw "all columns" goes on seeing all; what was hidden stays hidden.
-        grown = torch.where(self.ends > 0, self.capacity + added, 0)
-        self.ends = torch.cat([grown, grown.amax(1, keepdim=True).expand(-1, added)], dim=1)
-        self.capacity += added
+        ends = torch.where(self.ends[:count] > 0, capacity, 0)
+        rest = ends.amax(1, keepdim=True) if self.capacity else ends.new_zeros(count, 1)
+        self.ends = torch.cat([ends, rest.expand(-1, added)], dim=1)
+        self.lengths = self.lengths[:count]
+        self.count, self.capacity = count, capacity
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tests.benchmarks import ours
@@ -31,9 +32,13 @@ def generation(setup: Setup) -> list[Result]:
     from tests.benchmarks.scoring_peers import load_model
 
     items, rounds = setup.cap(32, 5)
-    chunks = setup.builder.generation(items=items, chunks=rounds)
+    # One chunk more, to warm prefix caches with: an evaluation never asks the same item twice.
+    *chunks, warming = setup.builder.generation(items=items, chunks=rounds + 1)
     engine = setup.engine_now()
-    arm = ours.our_arm(engine, kind="generate")
+    cold = ours.our_arm(engine, kind="generate")
+    warm = replace(
+        cold, name="ours, generate, prefix kept", prepare=lambda: keep_prefix(engine, warming)
+    )
     model = load_model(setup.model_dir, is_shipped=True)
     static, searched = best_of(
         [peers.static_arm(model, batch=b) for b in peers.GENERATE_BATCHES if b <= max(8, items)],
@@ -43,17 +48,17 @@ def generation(setup: Setup) -> list[Result]:
     continuous, searched_too = _best_continuous(paged, chunks[0])
     vllm = peers.Vllm(setup.model_dir, threads=setup.threads) if peers.has_vllm() else None
     others = [static, continuous.arm(), *([vllm.arm()] if vllm else [])]
-    if vllm:  # warm: the same prompts were seen
-        for chunk in chunks:
-            timed(others[-1], chunk)
-    gates = count_gates(engine, {"generate": arm}, chunks[0])
-    traces = measure([*others, arm], chunks, rounds=rounds)
+    gates = count_gates(engine, {"generate": cold}, chunks[0])
+    for other in others[1:]:
+        timed(other, warming)
+    traces = measure([*others, cold, warm], chunks, rounds=rounds)
     gap = peers.token_gap(model)
     results = []
     for name, peer_name, floor, aim in GENERATION:
         peer = next((other for other in others if other.name == peer_name), None)
         if peer is None:
             continue
+        arm = cold if peer is static else warm  # as the peer: generate() keeps no prefix
         result = compare_arms(
             setup, name, f"8 shots, {items} requests x 16 to 48 new tokens", arm, peer, traces,
             chunks, floor=floor, aim=aim, peer_work=None, gap=lambda k: _gap(chunks[k], gap),
@@ -70,12 +75,17 @@ def generation(setup: Setup) -> list[Result]:
         add_gate(result, gates["generate"], is_gated=setup.engine == "forest")
         results.append(result)
     same_linear = peers.static_arm(load_model(setup.model_dir), batch=static.settings["batch_size"])
-    per_request = statistics.median(traces[arm.name].seconds) / items
+    per_request = statistics.median(traces[cold.name].seconds) / items
     results[0].more["ratio_same_linear"] = seconds_per_item(same_linear, chunks) / per_request
     continuous.close()
     if vllm:
         vllm.close()
     return results
+
+
+def keep_prefix(engine: Any, warming: Workload) -> None:
+    """Leave on the engine's stack what all requests begin with."""
+    ours.generate(engine, warming.first(2))
 
 
 def _best_continuous(model: Any, sample: Workload) -> tuple[Any, dict[str, float]]:
