@@ -6,16 +6,20 @@ and records why. Tests and benchmarks make their inputs here too.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choose
+from kernels.dispatch import BUILT, choose
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.lora_linear import lora_linear
 from kernels.segments import Segments
 from kernels.shared_prefix_attention import (
     shared_prefix_attention,
@@ -26,9 +30,13 @@ from kernels.token_logprobs import Head, token_logprobs, token_logprobs_referenc
 # Largest absolute error allowed, for normal random inputs as made below. Attention rounds its
 # output (values up to 4: 2 eps) and its weights on their way into a product (as much again).
 # Log-probabilities are fp32 whatever the inputs are; 1e-4 is what the engine promises.
+# Of the two kernels of training the largest error of loss, output and every gradient counts, each
+# relative to its largest value; 16-bit products round their factors and their result.
 TOLERANCES: dict[str, Callable[[torch.dtype], float]] = {
     "shared_prefix_attention": lambda dtype: 1e-5 + 4 * torch.finfo(dtype).eps,
     "token_logprobs": lambda dtype: 1e-4,
+    "linear_cross_entropy": lambda dtype: 1e-5 + 4 * torch.finfo(dtype).eps,
+    "lora_linear": lambda dtype: 1e-5 + 4 * torch.finfo(dtype).eps,
 }
 
 
@@ -133,7 +141,11 @@ def random_tree(length: int, source: random.Random) -> list[int]:
 
 
 def check_kernels(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, impl: str = "auto"
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    impl: str = "auto",
+    *,
+    only: Sequence[str] = BUILT,
 ) -> list[Check]:
     """Compare the kernels that `impl` means on this device with their references.
 
@@ -141,6 +153,7 @@ def check_kernels(
         device: cpu, cuda or cuda:0.
         dtype: of weights and rows; sums are fp32 everywhere.
         impl: as `kernels.impl`.
+        only: names of kernels.
 
     Raises:
         KernelsNotBuilt: for an implementation that cannot run on the device.
@@ -149,8 +162,10 @@ def check_kernels(
     kernels = {
         "shared_prefix_attention": _attention_errors,
         "token_logprobs": _logprob_errors,
+        "linear_cross_entropy": _loss_errors,
+        "lora_linear": _lora_errors,
     }
-    return [_check(kernel, errors, name, device, dtype) for kernel, errors in kernels.items()]
+    return [_check(kernel, kernels[kernel], name, device, dtype) for kernel in only]
 
 
 def _check(
@@ -194,6 +209,27 @@ def _attention_errors(impl: str, device: str, dtype: torch.dtype) -> Iterator[fl
                 segments, key_heads=2, group=3, prefix=prefix, width=64, dtype=dtype
             )
             yield (case.run(impl).float() - case.reference()).abs().max().item()
+    if impl == "cpu":  # the one with gradients
+        case = attention_case(shapes["chains"], key_heads=2, group=3, prefix=75, width=64)
+        tensors = (case.query, case.key, case.value, case.prefix_key, case.prefix_value)
+        inputs = [tensor.to(dtype) for tensor in tensors]
+        yield _gradient_error(functools.partial(_attend, case=case), inputs, impl)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor, impl: str, *, case: AttentionCase
+) -> Tensor:
+    return shared_prefix_attention(
+        q,
+        k,
+        v,
+        prefix_key=pk,
+        prefix_value=pv,
+        prefix_from=5,
+        segments=case.segments,
+        scale=case.scale,
+        impl=impl,
+    )
 
 
 def _logprob_errors(impl: str, device: str, dtype: torch.dtype) -> Iterator[float]:
@@ -208,3 +244,63 @@ def _logprob_errors(impl: str, device: str, dtype: torch.dtype) -> Iterator[floa
             got = token_logprobs(hidden, head, rows=rows, tokens=tokens)
             wanted = token_logprobs_reference(hidden, head, rows, tokens)
             yield (got - wanted).abs().max().item()
+
+
+def _loss_errors(impl: str, device: str, dtype: torch.dtype) -> Iterator[float]:
+    source = torch.Generator().manual_seed(0)
+    for num_rows, width, vocabulary in ((1, 64, 257), (70, 40, 9001)):
+        hidden, bias = (
+            torch.randn(*s, generator=source) for s in ((num_rows, width), (vocabulary,))
+        )
+        weight = torch.randn(vocabulary, width, generator=source) * width**-0.5
+        targets = torch.randint(vocabulary, (num_rows,), generator=source).to(device)
+        inputs = [tensor.to(device, dtype) for tensor in (hidden, weight, bias)]
+        for smoothing, cap in ((0.0, None), (0.1, 9.0)):
+            loss = functools.partial(
+                _loss, targets=targets, label_smoothing=smoothing, soft_cap=cap
+            )
+            yield _gradient_error(loss, inputs, impl)
+
+
+def _loss(h: Tensor, w: Tensor, b: Tensor, impl: str, *, targets: Tensor, **shaping: Any) -> Tensor:
+    return linear_cross_entropy(h, w, targets, b, impl=impl, scale=2.0, **shaping)
+
+
+def _lora_errors(impl: str, device: str, dtype: torch.dtype) -> Iterator[float]:
+    source = torch.Generator().manual_seed(0)
+    for num_rows, width, outputs, lora_rank in ((3, 64, 33, 16), (90, 40, 70, 5)):
+        shapes = ((num_rows, width), (outputs, width), (lora_rank, width), (outputs, lora_rank))
+        inputs = [
+            (torch.randn(*s, generator=source) * (s[1] ** -0.5 if i else 1)).to(device, dtype)
+            for i, s in enumerate(shapes)
+        ]
+        yield _gradient_error(_layer, inputs, impl)
+
+
+def _layer(x: Tensor, w: Tensor, a: Tensor, b: Tensor, impl: str) -> Tensor:
+    return lora_linear(x, w, a, b, 2.0, impl=impl)
+
+
+def _gradient_error(function: Callable[..., Tensor], inputs: list[Tensor], impl: str) -> float:
+    """The largest error of a function's result and gradients, relative to the largest value."""
+    found, wanted = (_with_gradients(function, inputs, name) for name in (impl, "reference"))
+    pairs = zip(found, wanted, strict=True)
+    return max(_worst((a.float() - b.float()).abs().max(), b.float().abs().max()) for a, b in pairs)
+
+
+def _worst(difference: Tensor, largest: Tensor) -> float:
+    """Inf where anything is nan: `max` would lose it."""
+    ratio = (difference / largest.clamp(min=1e-3)).item()
+    return math.inf if math.isnan(ratio) else ratio
+
+
+def _with_gradients(
+    function: Callable[..., Tensor], inputs: list[Tensor], impl: str
+) -> list[Tensor]:
+    """The result of a function, and its gradients under a weighted sum."""
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    with torch.enable_grad():
+        out = function(*leaves, impl)
+        ramp = torch.linspace(0.5, 1.5, out.numel(), device=out.device, dtype=out.dtype)
+        gradients = torch.autograd.grad((out * ramp.reshape(out.shape)).sum(), leaves)
+    return [out.detach(), *gradients]

@@ -30,6 +30,9 @@ from torch import Tensor
 # Added to a hidden score. Finite, so that a row that sees nothing has the log-sum-exp -1e30 and
 # no weight in a merge; with -inf torch's CPU kernel reports 0 for such a row, the weight of e^0.
 HIDDEN = -1e30
+# A run of unequal segments may be padded by so large a part of its rows, or by so few scores of a
+# head: less work than another call of torch's kernel, which takes some 10 microseconds.
+PADDED_PART, PADDED_SCORES = 1 / 8, 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +183,26 @@ class Segments:
         return bool(((self.columns == offset) & (ends >= longest_sight)).all())
 
     @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Neighbours of about one length, for one call of a kernel each; all rows in order.
+
+        Chains are cut so that little is padded: equal lengths, or lengths in order, make few runs.
+        Trees and slots are one run.
+        """
+        rows, keys = len(self.columns), len(self.ends)
+        if not self.is_chain or not torch.equal(self.key_starts, self.query_starts[:-1]):
+            return (Run(rows=slice(0, rows), keys=slice(0, keys), segments=self),)
+        parts = _cut_lengths(self.key_lengths.tolist())
+        if len(parts) <= 1:
+            return (Run(rows=slice(0, rows), keys=slice(0, keys), segments=self),)
+        ends = [0, *itertools.accumulate(sum(part) for part in parts)]
+        places = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        return tuple(
+            Run(rows=place, keys=place, segments=Segments.chains(part, device=self.columns.device))
+            for place, part in zip(places, parts, strict=True)
+        )
+
+    @cached_property
     def visible(self) -> Tensor:
         """(S, longest query, longest key) bool: the rule itself, on padded segments."""
         column = _gather(self.columns, self.query_padding.index)[:, :, None]
@@ -201,11 +224,24 @@ class Segments:
 
 
 @dataclass(frozen=True, eq=False)
+class Run:
+    """Some neighbouring segments: their rows and keys among all, and what they are by themselves.
+
+    segments: those of the run, numbered from its first row and key.
+    """
+
+    rows: slice
+    keys: slice
+    segments: Segments
+
+
+@dataclass(frozen=True, eq=False)
 class Padding:
     """Packed rows as S rows of one length L, and back."""
 
     index: Tensor  # (S, L) the packed row at each padded place; row 0 where there is none
     back: Tensor  # (T,) the padded place of each packed row, in order of segments
+    is_row: Tensor  # (S, L) bool: whether there is a row
     stride: int | None  # rows from one segment to the next, where a view of the rows will do
 
     @classmethod
@@ -216,8 +252,19 @@ class Padding:
         return cls(
             index=torch.where(is_row, starts[:, None] + column, 0),
             back=is_row.flatten().nonzero()[:, 0],
+            is_row=is_row,
             stride=_stride(starts.tolist(), longest=longest, rows=rows),
         )
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(T,) the packed row of each element of `back`."""
+        return self.index.flatten()[self.back]
+
+    @cached_property
+    def is_in_order(self) -> bool:
+        """Whether the packed rows are 0, 1, 2..., each once."""
+        return torch.equal(self.places, torch.arange(len(self.places), device=self.places.device))
 
 
 def _stride(starts: list[int], *, longest: int, rows: int) -> int | None:
@@ -226,6 +273,23 @@ def _stride(starts: list[int], *, longest: int, rows: int) -> int | None:
     is_regular = starts == [stride * s for s in range(len(starts))]
     is_inside = longest <= stride and stride * len(starts) <= rows
     return stride if is_regular and is_inside else None
+
+
+def _cut_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Consecutive lengths, cut wherever padding them to one length would cost too much."""
+    parts: list[list[int]] = []
+    total = longest = 0  # of the part that grows
+    for length in lengths:
+        longest_now = max(longest, length)
+        padded = (len(parts[-1]) + 1) * longest_now - total - length if parts else 0
+        is_cheap = padded <= PADDED_PART * (total + length) or padded * longest_now <= PADDED_SCORES
+        if parts and is_cheap:
+            parts[-1].append(length)
+            total, longest = total + length, longest_now
+        else:
+            parts.append([length])
+            total = longest = length
+    return parts
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ are merged exactly by their log-sum-exps:
 
 Legend: Hq query heads, Hkv key heads (Hq a multiple: grouped-query attention), T queries,
 N own keys, P prefix keys, d width of a head, S segments, L rows of the longest segment.
-For the Triton path see shared_prefix_attention_triton.py.
+The CPU and the Triton path are in files of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import choose
-from kernels.segments import Padding, Segments
+from kernels.segments import Segments
+from kernels.shared_prefix_attention_cpu import (
+    differentiable_attention_cpu,
+    shared_prefix_attention_cpu,
+)
 
 
 def shared_prefix_attention(
@@ -30,6 +34,7 @@ def shared_prefix_attention(
     prefix_value: Tensor,
     segments: Segments,
     scale: float,
+    prefix_from: int = 0,
     impl: str = "auto",
 ) -> Tensor:
     """Each query over the whole prefix and the own keys it sees; a query that sees none gives 0.
@@ -37,6 +42,7 @@ def shared_prefix_attention(
     Any strides, the last dimension contiguous. Rows that nobody sees still take part with weight
     0, so they must be finite: fill a fresh cache with zeros. fp32, or 16 bit with fp32 sums.
     torch's CPU kernel, here as in its own attention, gives 0 for a row whose scores are all nan.
+    Differentiable once by all five tensors, except with impl=triton.
 
     Args:
         query: (Hq, T, d).
@@ -46,23 +52,28 @@ def shared_prefix_attention(
         prefix_value: (Hkv, P, d).
         segments: which own keys each query sees.
         scale: multiplies q k, usually d ** -0.5.
-        impl: auto, cpu, triton or reference; only the reference has gradients.
+        prefix_from: the first query that sees the prefix; those before see own keys alone. So the
+            prefix's own rows can stand in front, as a segment, when they are computed too.
+        impl: auto, cpu, triton or reference.
 
     Returns:
         (Hq, T, d) in the query's dtype.
 
     Raises:
-        ValueError: shapes that do not belong together, or gradients asked of a fused path.
+        ValueError: shapes that do not belong together, or gradients or a prefix_from asked of the
+            Triton path, which has neither.
     """
     _check_shapes(query, key, value, prefix_key, prefix_value, segments)
-    run = {
-        "reference": shared_prefix_attention_reference,
-        "cpu": _shared_prefix_attention_cpu,
-        "triton": _shared_prefix_attention_triton,
-    }[choose(impl, query.device.type).impl]
-    if run is not shared_prefix_attention_reference:
-        _check_no_grad(query, key, value, prefix_key, prefix_value)
-    return run(query, key, value, prefix_key, prefix_value, segments, scale)
+    tensors = (query, key, value, prefix_key, prefix_value)
+    name = choose(impl, query.device.type).impl
+    if name == "triton":
+        _check_triton(*tensors, prefix_from=prefix_from)
+        return _shared_prefix_attention_triton(*tensors, segments, scale)
+    if name == "reference":
+        return shared_prefix_attention_reference(*tensors, segments, scale, prefix_from)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return differentiable_attention_cpu(*tensors, segments, scale, prefix_from)
+    return shared_prefix_attention_cpu(*tensors, segments, scale, prefix_from)[0]
 
 
 def shared_prefix_attention_reference(
@@ -73,17 +84,22 @@ def shared_prefix_attention_reference(
     prefix_value: Tensor,
     segments: Segments,
     scale: float,
+    prefix_from: int = 0,
 ) -> Tensor:
-    """What is meant: one dense fp32 softmax over the prefix and all own keys, with a mask."""
+    """What is meant: one dense softmax in fp32 (fp64 for fp64) over the prefix and all own keys."""
     group = query.shape[0] // key.shape[0]
-    keys = torch.cat([prefix_key, key], dim=1).float().repeat_interleave(group, dim=0)
-    values = torch.cat([prefix_value, value], dim=1).float().repeat_interleave(group, dim=0)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    keys = torch.cat([prefix_key, key], dim=1).to(dtype).repeat_interleave(group, dim=0)
+    values = torch.cat([prefix_value, value], dim=1).to(dtype).repeat_interleave(group, dim=0)
     own = dense_visible(segments)  # (T, N)
-    is_visible = torch.cat([own.new_ones(len(own), prefix_key.shape[1]), own], dim=1)
-    scores = scale * (query.float() @ keys.mT)  # (Hq, T, P + N)
-    weights = scores.masked_fill(~is_visible, -torch.inf).softmax(dim=-1)
-    weights = weights.masked_fill(~is_visible.any(dim=-1, keepdim=True), 0.0)  # 0 / 0 -> 0
-    return (weights @ values).to(query.dtype)
+    above = own.new_ones(len(own), prefix_key.shape[1])
+    above[:prefix_from] = False
+    is_visible = torch.cat([above, own], dim=1)
+    scores = scale * (query.to(dtype) @ keys.mT)  # (Hq, T, P + N)
+    # A row that sees nothing has no weights: its scores are left alone, or its gradient were nan.
+    sees_none = ~is_visible.any(dim=-1, keepdim=True)
+    weights = scores.masked_fill(~(is_visible | sees_none), -torch.inf).softmax(dim=-1)
+    return (weights.masked_fill(sees_none, 0.0) @ values).to(query.dtype)
 
 
 def dense_visible(segments: Segments) -> Tensor:
@@ -95,80 +111,6 @@ def dense_visible(segments: Segments) -> Tensor:
     is_own = (column >= 0) & (column < length)
     now = segments.columns[:, None]
     return is_own & (column <= now) & (now < segments.ends)
-
-
-def _shared_prefix_attention_cpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    segments: Segments,
-    scale: float,
-) -> Tensor:
-    """The flash kernel of torch twice, merged.
-
-    All T queries are one long query against the prefix as it lies there, with no mask. The own
-    part is padded by segment: at T = 512 that costs a fifth of one masked T x T call (0.64 against
-    3.9 ms on 2 cores), because what no segment shares is never computed.
-    """
-    has_prefix = prefix_key.shape[1] > 0
-    if query.shape[1] == 0 or (segments.longest_key == 0 and not has_prefix):
-        return torch.zeros_like(query)
-    if segments.longest_key == 0:  # torch's kernel divides by the number of keys
-        return _flash(query[None], prefix_key[None], prefix_value[None], scale=scale)[0][0]
-    own, own_lse = _own_part(query, key, value, segments, scale)
-    if not has_prefix:
-        return torch.where(segments.sees_own[:, None, None], own, 0.0).transpose(0, 1)
-    out, lse = _flash(query[None], prefix_key[None], prefix_value[None], scale=scale)
-    prefix_weight = torch.sigmoid(lse[0].mT - own_lse)[..., None]  # (T, Hq, 1) fp32
-    merged = torch.lerp(own.float(), out[0].transpose(0, 1).float(), prefix_weight)
-    return merged.to(query.dtype).transpose(0, 1)
-
-
-def _own_part(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention inside each segment: (T, Hq, d) and its log-sum-exp (T, Hq) fp32."""
-    padding = segments.query_padding
-    own, lse = _flash(
-        _padded(query, padding),
-        _padded(key, segments.key_padding),
-        _padded(value, segments.key_padding),
-        scale=scale,
-        mask=None if segments.is_chain else segments.mask,
-        is_causal=segments.is_chain,
-    )  # (S, Hq, L, d), (S, Hq, L); in memory (S, L, Hq, d) and (S, L, Hq)
-    rows, lse_rows = own.transpose(1, 2).flatten(0, 1), lse.mT.flatten(0, 1)
-    if len(rows) == len(padding.back):  # no padding: already in order
-        return rows, lse_rows
-    return rows[padding.back], lse_rows[padding.back]
-
-
-def _padded(rows: Tensor, padding: Padding) -> Tensor:
-    """(H, rows, d) -> (S, H, L, d): a view where segments lie at equal distances, else a copy."""
-    num_segments, longest = padding.index.shape
-    if padding.stride is None:
-        return rows.transpose(0, 1)[padding.index].transpose(1, 2)
-    regular = rows[:, : num_segments * padding.stride]
-    split = regular.view(len(rows), num_segments, padding.stride, -1)  # splits a dim: never copies
-    return split[:, :, :longest].transpose(0, 1)
-
-
-def _flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scale: float,
-    mask: Tensor | None = None,
-    is_causal: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(B, Hq, Lq, d) and log-sum-exp (B, Hq, Lq) fp32 by torch's CPU kernel; repeats no head."""
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale
-    )
-    return out, lse
 
 
 def _shared_prefix_attention_triton(
@@ -210,9 +152,13 @@ def _check_shapes(
         raise ValueError("shared_prefix_attention: the last dimension must be contiguous")
 
 
-def _check_no_grad(*tensors: Tensor) -> None:
+def _check_triton(*tensors: Tensor, prefix_from: int) -> None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise ValueError(
-            "shared_prefix_attention: only impl=reference has gradients; "
+            "shared_prefix_attention: impl=triton has no gradients; write impl=reference, or "
             "call it under torch.no_grad() or torch.inference_mode()"
+        )
+    if prefix_from:
+        raise ValueError(
+            "shared_prefix_attention: impl=triton knows no prefix_from; write impl=reference"
         )

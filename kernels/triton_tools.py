@@ -23,7 +23,12 @@ from triton.compiler import ASTSource
 
 ARCHS = (80, 90, 100)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-MODULES = ("kernels.shared_prefix_attention_triton", "kernels.token_logprobs_triton")
+MODULES = (
+    "kernels.shared_prefix_attention_triton",
+    "kernels.token_logprobs_triton",
+    "kernels.linear_cross_entropy_triton",
+    "kernels.lora_linear_triton",
+)
 
 
 def refuse_interpreted_bf16(dtype: torch.dtype) -> None:

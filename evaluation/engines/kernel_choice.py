@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 
 from evaluation.engines.loading import DTYPES
-from kernels.dispatch import BUILT, Choice, choose
+from kernels.dispatch import Choice, choose
+
+KERNELS = ("shared_prefix_attention", "token_logprobs")  # the others are for training
 
 
 @functools.cache
@@ -20,13 +22,14 @@ def usable_kernels(impl: str, *, device: str, dtype: str) -> dict[str, Choice]:
     """
     wanted = choose(impl, device)
     if wanted.impl == "reference":
-        return dict.fromkeys(BUILT, wanted)
+        return dict.fromkeys(KERNELS, wanted)
     from kernels.checks import check_kernels
 
-    checks = {check.kernel: check for check in check_kernels(device, DTYPES[dtype], wanted.impl)}
+    found = check_kernels(device, DTYPES[dtype], wanted.impl, only=KERNELS)
+    checks = {check.kernel: check for check in found}
     return {
         name: wanted
         if checks[name].is_ok
         else Choice(impl="reference", reason=f"{wanted.impl} {checks[name].reason}")
-        for name in BUILT
+        for name in KERNELS
     }

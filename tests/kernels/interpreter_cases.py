@@ -12,7 +12,12 @@ import pytest
 import torch
 import triton
 
+import kernels.linear_cross_entropy_triton as cross_entropy
 from kernels.checks import TOLERANCES, attention_case, random_tree
+from kernels.linear_cross_entropy import Shaping, apply, linear_cross_entropy_reference
+from kernels.linear_cross_entropy_triton import linear_cross_entropy_triton
+from kernels.lora_linear import lora_linear_reference
+from kernels.lora_linear_triton import lora_linear_triton
 from kernels.segments import Segments
 from kernels.shared_prefix_attention_triton import shared_prefix_attention_triton
 from kernels.token_logprobs import Head, token_logprobs_reference
@@ -149,6 +154,92 @@ def test_no_log_probabilities():
     assert token_logprobs_triton(torch.randn(2, 16), head, nothing, nothing).shape == (0,)
 
 
+def with_gradients(function, tensors, frozen=()):
+    """The result of a function and the gradients of what is not frozen."""
+    leaves = [t.clone().requires_grad_(i not in frozen) for i, t in enumerate(tensors)]
+    out = function(*leaves)
+    ramp = torch.linspace(0.5, 1.5, out.numel()).reshape(out.shape).to(out.dtype)
+    (out * ramp).sum().backward()
+    return [out.detach(), *(leaf.grad for i, leaf in enumerate(leaves) if i not in frozen)]
+
+
+def assert_near(found, wanted, eps):
+    """Each within eps of the fp32 truth, relative to its norm."""
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert (a.float() - b.float()).norm() <= eps * b.float().norm().clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_rows", "width", "vocabulary", "block"),
+    [(1, 16, 65, 64), (7, 40, 203, 64), (5, 9, 33, 64)],
+)
+@pytest.mark.parametrize(
+    "shaping", [Shaping(), Shaping(label_smoothing=0.2, soft_cap=3.0, scale=0.5)]
+)
+@pytest.mark.parametrize("frozen", [(), (1,)])
+def test_cross_entropy(dtype, num_rows, width, vocabulary, block, shaping, frozen, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "BLOCK", block)
+    monkeypatch.setattr(cross_entropy, "TILE_BYTES", 4 * vocabulary * 3)  # 3 rows at a time
+    source = torch.Generator().manual_seed(0)
+    shapes = ((num_rows, width), (vocabulary, width), (vocabulary,))
+    tensors = [torch.randn(*shape, generator=source).to(dtype) for shape in shapes]
+    targets = torch.randint(vocabulary, (num_rows,), generator=source)
+
+    def ours(h, w, b):
+        return apply(linear_cross_entropy_triton, h, w, targets, b, shaping)
+
+    def plain(h, w, b):
+        return linear_cross_entropy_reference(h, w, targets, b, shaping)
+
+    found = with_gradients(ours, tensors, frozen)
+    wanted = with_gradients(plain, [t.float() for t in tensors], frozen)
+    assert found[0].dtype == torch.float32 and found[1].dtype == dtype
+    assert_near(found, wanted, 2e-6 if dtype == torch.float32 else 2e-3)
+    with torch.no_grad():
+        assert ours(*tensors) == found[0]
+
+
+def test_cross_entropy_of_no_rows_nan_and_targets_out_of_range():
+    hidden, weight = torch.randn(3, 16), torch.randn(20, 16)
+
+    def loss(rows, targets):
+        return apply(linear_cross_entropy_triton, rows, weight, targets, None, Shaping())
+
+    assert loss(hidden[:0], torch.empty(0, dtype=torch.int64)) == 0
+    assert loss(hidden, torch.tensor([0, 1, 19])).isfinite()
+    for wrong in (-1, 20):
+        assert loss(hidden, torch.tensor([0, wrong, 1])).isnan()
+    hidden[1, 3] = torch.nan
+    assert loss(hidden, torch.tensor([0, 1, 19])).isnan()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_rows", "inputs", "outputs", "lora_rank"),
+    [(1, 16, 65, 1), (70, 40, 33, 5), (9, 130, 70, 20)],
+)
+@pytest.mark.parametrize("frozen", [(1,), ()])
+def test_lora_linear(dtype, num_rows, inputs, outputs, lora_rank, frozen):
+    source = torch.Generator().manual_seed(0)
+    shapes = ((2, num_rows, inputs), (outputs, inputs), (lora_rank, inputs), (outputs, lora_rank))
+    tensors = [torch.randn(*s, generator=source) * s[-1] ** -0.5 for s in (*shapes, (outputs,))]
+    tensors = [t.to(dtype) for t in tensors]
+
+    def ours(x, w, a, b, bias):
+        return lora_linear_triton(x, w, a, b, 1.5, bias)
+
+    def plain(x, w, a, b, bias):
+        return lora_linear_reference(x, w, a, b, 1.5, bias)
+
+    found = with_gradients(ours, tensors, frozen)
+    wanted = with_gradients(plain, [t.float() for t in tensors], frozen)
+    assert all(t.dtype == dtype for t in found)
+    # dy B is a row's one number where r = 1, and rounded before all else
+    assert_near(found, wanted, 2e-6 if dtype == torch.float32 else 8e-3)
+
+
 def test_bf16_is_refused_because_the_interpreter_multiplies_its_bits():
     case = attention_case(
         Segments.chains([2]), key_heads=1, group=1, prefix=0, width=16, dtype=torch.bfloat16
@@ -159,3 +250,9 @@ def test_bf16_is_refused_because_the_interpreter_multiplies_its_bits():
     one = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="bf16 is wrong in Triton's interpreter"):
         token_logprobs_triton(torch.randn(2, 16), head, one, one)
+    for run in (
+        lambda x: apply(linear_cross_entropy_triton, x, x, one, None, Shaping()),
+        lambda x: lora_linear_triton(x, x, x, x, 1.0),
+    ):
+        with pytest.raises(ValueError, match="bf16 is wrong in Triton's interpreter"):
+            run(torch.randn(1, 1).bfloat16())

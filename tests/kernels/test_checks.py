@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-import kernels.shared_prefix_attention as attention
+import kernels.shared_prefix_attention_cpu as attention
 import kernels.token_logprobs as logprobs
 from kernels.checks import check_kernels
 from kernels.dispatch import BUILT, KernelsNotBuilt

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.segments import HIDDEN, Segments
+from kernels.segments import HIDDEN, PADDED_PART, PADDED_SCORES, Segments
 from kernels.shared_prefix_attention import dense_visible
 from tests.kernels.brute_force import ends_of, seen_in_forest, trees
 
@@ -130,3 +130,27 @@ def test_lengths_that_do_not_add_up_are_refused(change, message):
 def test_slots_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
         Segments.slots(torch.zeros(2), torch.zeros(2, 3), capacity=4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=st.lists(st.integers(0, 90), max_size=20))
+def test_runs_are_all_rows_in_order_and_pad_little(lengths):
+    segments = Segments.chains(lengths)
+    runs, start = segments.runs, 0
+    for run in runs:
+        assert run.rows == run.keys and run.rows.start == start
+        start = run.rows.stop
+        own = run.segments.key_lengths.tolist()
+        assert sum(own) == run.rows.stop - run.rows.start
+        padded = len(own) * max(own, default=0) - sum(own)
+        assert padded <= PADDED_PART * sum(own) or padded * max(own) <= PADDED_SCORES
+    assert start == sum(lengths)
+    assert [n for run in runs for n in run.segments.key_lengths.tolist()] == lengths
+    assert len(Segments.chains(sorted(lengths)).runs) <= 12
+
+
+def test_equal_lengths_are_one_run_and_trees_always_are():
+    assert len(Segments.chains([300] * 50).runs) == 1
+    assert len(Segments.chains([300] * 3 + [30] * 3 + [300]).runs) == 3
+    tree = [n if n % 2 else 90 for n in range(1, 91)]
+    assert len(Segments.trees([[2, 1], tree]).runs) == 1

@@ -165,17 +165,6 @@ def test_large_scores_do_not_overflow():
     assert case.run("cpu").isfinite().all()
 
 
-def test_only_the_reference_has_gradients():
-    case = attention_case(Segments.chains([3]), key_heads=1, group=1, prefix=2, width=4)
-    case = dataclasses.replace(case, query=case.query.requires_grad_())
-    with pytest.raises(ValueError, match="only impl=reference has gradients"):
-        case.run("cpu")
-    case.run("reference").sum().backward()
-    assert case.query.grad.abs().sum() > 0
-    with torch.no_grad():
-        case.run("cpu")
-
-
 @pytest.mark.parametrize(
     "change",
     [
