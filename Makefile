@@ -59,6 +59,7 @@ test-all: check  ## all tests; writes tests/results/test-all.txt
 # built is said to be absent, and the other rows run. `make bench NAME=row`, BENCH_DATA=directory.
 bench: .venv-bench/.ready  ## benchmarks against their peers; NAME=row for one of them
 	@$(MAKE) --no-print-directory .venv-bench/.lm-eval || echo "lm-eval could not be installed: absent."
+	@$(MAKE) --no-print-directory .venv-bench/.trl || echo "TRL could not be installed: absent."
 	@$(MAKE) --no-print-directory .venv-vllm/.ready || echo "vLLM could not be installed: absent."
 	$(BENCH_BIN)/python -m tests.benchmarks.run $(NAME)
 
@@ -77,6 +78,10 @@ bench: .venv-bench/.ready  ## benchmarks against their peers; NAME=row for one o
 	$(BENCH_PIP) install -q --no-deps -r tests/benchmarks/requirements-lm-eval.txt
 	@touch $@
 
+.venv-bench/.trl: .venv-bench/.ready tests/benchmarks/requirements-trl.txt
+	$(BENCH_PIP) install -q --no-deps -r tests/benchmarks/requirements-trl.txt
+	@touch $@
+
 # --no-deps: the file is the whole environment, and nothing else (a CUDA build) can come with it.
 .venv-vllm/.ready: tests/benchmarks/requirements-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
@@ -84,8 +89,8 @@ bench: .venv-bench/.ready  ## benchmarks against their peers; NAME=row for one o
 	$(VLLM_PIP) install -q --no-deps -r tests/benchmarks/requirements-vllm.txt
 	@touch $@
 
-faults: .venv/.ready-test  ## the fault bench
-	@echo "The fault bench is not built yet; 'make test' kills real processes where it matters."; exit 2
+faults: .venv/.ready-test  ## the fault bench: what happened to each fault, real ones, about 20 minutes
+	$(BIN)/python -m tests.faults
 
 clean:  ## remove the environments; runs in outputs/ stay
 	rm -rf .venv .venv-bench .venv-vllm

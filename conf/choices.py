@@ -31,6 +31,13 @@ class AnswerBy(enum.Enum):
     generate = "generate"
 
 
+class Tunes(enum.Enum):
+    """Which weights an instruction arm trains: adapters, or all."""
+
+    lora = "lora"
+    full = "full"
+
+
 class Calibration(enum.Enum):
     """What is subtracted from the labels' log-probabilities; auto: the best on validation."""
 
@@ -53,6 +60,21 @@ class Normalisation(enum.Enum):
     byte = "byte"
     pmi = "pmi"
     first_token = "first_token"
+
+
+class Quantization(enum.Enum):
+    """How the frozen base of an adapter is held while it trains."""
+
+    nf4 = "nf4"  # 4-bit NormalFloat, with quantised scales
+
+
+# transformers' BitsAndBytesConfig for nf4, in training and in evaluation alike: as in QLoRA
+# (Dettmers et al. 2023, arXiv 2305.14314).
+NF4_ARGUMENTS = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
 
 
 class RepeatStopping(enum.Enum):
@@ -101,11 +123,24 @@ class ZeroStage(enum.Enum):
 
 
 class Device(enum.Enum):
-    """What a worker computes on."""
+    """What a worker computes on; beyond cuda, accelerators of conf/devices.py by name."""
 
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+    a100_40gb = "a100_40gb"
+    a100_80gb = "a100_80gb"
+    h100 = "h100"
+    h200 = "h200"
+    b200 = "b200"
+    l4 = "l4"
+    a10g = "a10g"
+    rtx4090 = "rtx4090"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is one kind of accelerator, which a plan may be made for without having it."""
+        return self not in (Device.auto, Device.cpu, Device.cuda)
 
 
 class WandbMode(enum.Enum):

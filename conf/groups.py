@@ -122,6 +122,7 @@ class ModelConfig:
     dtype: Dtype = Dtype.auto
     layout: str = "auto"  # auto | chat (the model's template) | plain
     max_length: int | None = None  # tokens; null: the model's context
+    facts: str | None = None  # a file of conf/facts: sizes to plan by where no weights are here
     note: str = ""  # shown in the report, e.g. that the weights come from 4 bits
 
     def __post_init__(self) -> None:
@@ -148,7 +149,12 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
-    """How weights are trained; null learning_rate: the method's own default."""
+    """How weights are trained; null learning_rate: the method's own default.
+
+    A tenth of the steps warms up and the rest falls to zero in a line, as small sets want it
+    (Mosbach et al. 2021, arXiv 2006.04884); AdamW without weight decay. Batches are small: LoRA
+    falls behind full fine-tuning in large ones ("LoRA Without Regret", Schulman et al., 2025).
+    """
 
     epochs: float = 2.0
     max_steps: int | None = None
@@ -161,13 +167,15 @@ class TrainerConfig:
     clip_norm: float = 1.0
     activation_checkpointing: bool = False
     num_points: int = 2  # checkpoints scored on validation, the last step included
+    state_every_steps: int | None = None  # to resume from; null: as often as costs 3% of the time
+    keep_states: int = 2  # newest states kept while training; a finished training needs none
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Ranges."""
-        for key in ("epochs", "batch_size", "clip_norm", "num_points"):
+        for key in ("epochs", "batch_size", "clip_norm", "num_points", "keep_states"):
             require(getattr(self, key) > 0, f"trainer.{key}", getattr(self, key), "positive")
-        for key in ("max_steps", "micro_batch_size"):
+        for key in ("max_steps", "micro_batch_size", "state_every_steps"):
             value = getattr(self, key)
             require(value is None or value > 0, f"trainer.{key}", value, "a positive count or null")
         require(
@@ -196,6 +204,7 @@ class ZeroConfig:
 
     stage: ZeroStage = ZeroStage.auto
     offload: bool = False  # optimizer and parameters to CPU memory, stage 3 only
+    nvme_path: str | None = None  # offload to this directory on an NVMe disk instead
 
     def __post_init__(self) -> None:
         """Offload belongs to stage 3 here."""
@@ -204,6 +213,13 @@ class ZeroConfig:
             "zero.offload",
             self.offload,
             "false, or zero.stage=3",
+            "type zero=3_offload",
+        )
+        require(
+            self.nvme_path is None or self.offload,
+            "zero.nvme_path",
+            self.nvme_path,
+            "null where zero.offload is false",
             "type zero=3_offload",
         )
 
@@ -261,12 +277,20 @@ class ClusterConfig:
     device: Device = Device.auto
     address: str | None = None
     storage: str | None = None
+    # How long a worker waits for the others; then the attempt ends, and the next one resumes.
+    collective_timeout_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        """Counts are positive."""
+        """Counts are positive, and so is the timeout."""
         for key in ("workers", "nodes", "devices_per_node"):
             value = getattr(self, key)
             require(value is None or value > 0, f"cluster.{key}", value, "a positive count or null")
+        require(
+            self.collective_timeout_seconds >= 1,
+            "cluster.collective_timeout_seconds",
+            self.collective_timeout_seconds,
+            "1 or more",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -388,6 +412,24 @@ class ReportConfig:
     """What the report shows."""
 
     text: ReportText = ReportText.full
+
+
+@dataclass(kw_only=True, slots=True)
+class GeneralConfig:
+    """The general set: what a model could do before it was tuned, and can still."""
+
+    items: int = 60  # asked of each tuned model and of its base; 0: none, 120: all
+    instruction_items: int = 0  # requests whose obedience a program verifies, asked of both too
+
+    def __post_init__(self) -> None:
+        """As many as there are."""
+        require(0 <= self.items <= 120, "general.items", self.items, "a count from 0 to 120")
+        require(
+            0 <= self.instruction_items <= 250,
+            "general.instruction_items",
+            self.instruction_items,
+            "a count from 0 to 250",
+        )
 
 
 @dataclass(kw_only=True, slots=True)

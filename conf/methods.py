@@ -9,8 +9,16 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from conf.choices import AnswerBy, Calibration, Normalisation, ShotSelection, require
-from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
+from conf.choices import (
+    AnswerBy,
+    Calibration,
+    Normalisation,
+    Quantization,
+    ShotSelection,
+    Tunes,
+    require,
+)
+from conf.groups import ColumnsConfig, EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
 
 MIN_VOTES = 3  # of two answers that differ the first would always win
 
@@ -44,7 +52,7 @@ EngineOverride: Any = all_null(EngineConfig)
 
 @dataclass(kw_only=True, slots=True)
 class Method:
-    """What all arms have. kind: prompt | lora | full | tfidf | given."""
+    """What all arms have. kind: prompt | lora | full | peft | instruction | tfidf | given."""
 
     kind: str = MISSING
 
@@ -147,13 +155,24 @@ class FullMethod(TunedMethod):
 
 @dataclass(kw_only=True, slots=True)
 class LoraMethod(TunedMethod):
-    """Low-rank adapters train (Hu et al. 2021, arXiv 2106.09685); the base is frozen."""
+    """Low-rank adapters train (Hu et al. 2021, arXiv 2106.09685); the base is frozen.
+
+    On every linear layer but the head, alpha 32 over the rank: with these the best rate hardly
+    depends on the rank, and small sets are learned as well as by full fine-tuning ("LoRA Without
+    Regret", Schulman et al., Thinking Machines, 2025). Tuned alike, the variants end within 1 to 2%
+    of it (arXiv 2602.04998): options, not defaults.
+    """
 
     kind: str = "lora"
     lora_rank: int = 16
     lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
+    lora_dropout: float = 0.0  # packed passes and shared prefixes are exact without it
     target_modules: list[str] = field(default_factory=list)  # empty: all linear layers but the head
+    use_rslora: bool = False  # scale alpha / sqrt(rank) for alpha / rank (arXiv 2312.03732)
+    use_dora: bool = False  # direction by LoRA, a trained magnitude per output (arXiv 2402.09353)
+    # LoRA+ (arXiv 2402.12354): the rate of B over that of A, 16 in the paper; null: equal rates
+    lora_plus_ratio: float | None = None
+    quantization: Quantization | None = None  # of the frozen base; nf4: QLoRA (arXiv 2305.14314)
 
     def __post_init__(self) -> None:
         """Ranges."""
@@ -166,13 +185,115 @@ class LoraMethod(TunedMethod):
             self.lora_dropout,
             "a share in [0, 1)",
         )
+        require(
+            self.lora_plus_ratio is None or self.lora_plus_ratio >= 1,
+            "arms.*.lora_plus_ratio",
+            self.lora_plus_ratio,
+            "1 or more, e.g. 16, or null for equal rates",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
-class InstructionMethod(TunedMethod):
-    """Instruction tuning on a mix of prompt/completion sources; not built yet, refused by name."""
+class PeftMethod(TunedMethod):
+    """Any other method of peft that adapts layers, by its name there; the base is frozen.
+
+    peft: keyword arguments of its configuration class; what is not given is peft's own default.
+    """
+
+    kind: str = "peft"
+    peft_type: str = MISSING  # e.g. IA3, VERA, LOHA, LOKR, OFT, BOFT
+    peft: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """One source of a mix: what its rows are, and how much of the mix they should be.
+
+    source: target (the task with the arm's own prompt), wordings (the task under its further
+    instructions), instructions (embedded requests whose answers a program verifies), or a loader:
+    file, hub, sms_spam, orders, one of a plugin.
+    """
+
+    source: str = "file"
+    weight: float = 1.0  # relative to the other sources'
+    path: str | None = None  # as task.path; all rows of a file, of a directory its train file
+    subset: str | None = None  # hub only
+    revision: str | None = None  # hub only
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    instruction: str | None = None  # null: the source's own, else one made from its kind
+
+    def __post_init__(self) -> None:
+        """A source without weight is left out by name, not by a zero."""
+        require(
+            self.weight > 0,
+            "arms.*.sources.*.weight",
+            self.weight,
+            "a positive number",
+            "to leave a source out, type ~arms.NAME.sources.SOURCE",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class InstructionMethod(LoraMethod):
+    """Instruction tuning: a weighted mix of prompt/completion sources (evaluation/mix.py).
+
+    What trains is `tunes`; the keys of LoRA hold where that is lora. The training room sees the
+    rows and the settings of FullMethod or LoraMethod, nothing else. A source whose weight asks for
+    more rows than it has is repeated, at most max_repeats times: up to 4 passes over repeated data
+    are worth almost as much as new data (Muennighoff et al. 2023, arXiv 2305.16264).
+    """
 
     kind: str = "instruction"
+    tunes: Tunes = Tunes.lora
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    mix_size: int | None = None  # rows; null: so many that the task's training items come once
+    max_repeats: int = 4
+    mix_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """At least one source; positive counts; no keys of LoRA where all weights train."""
+        LoraMethod.__post_init__(self)
+        require(
+            self.mix_size is None or self.mix_size > 0,
+            "arms.*.mix_size",
+            self.mix_size,
+            "a positive count, or null",
+        )
+        require(self.max_repeats > 0, "arms.*.max_repeats", self.max_repeats, "a positive count")
+        own = self.lora_settings()
+        plain = LoraMethod()
+        changed = [f.name for f in _own_fields() if getattr(own, f.name) != getattr(plain, f.name)]
+        require(
+            self.tunes is Tunes.lora or not changed,
+            f"arms.*.{changed[0] if changed else 'tunes'}",
+            f"{getattr(own, changed[0]) if changed else ''} with tunes=full",
+            "keys of LoRA with tunes=lora only",
+            "write tunes=lora, or leave the key out",
+        )
+
+    def lora_settings(self) -> LoraMethod:
+        """The same arm as plain LoRA."""
+        names = [f.name for f in dataclasses.fields(LoraMethod) if f.name != "kind"]
+        return LoraMethod(**{name: getattr(self, name) for name in names})
+
+    def full_settings(self) -> FullMethod:
+        """The same arm as full fine-tuning."""
+        names = [f.name for f in dataclasses.fields(FullMethod) if f.name != "kind"]
+        return FullMethod(**{name: getattr(self, name) for name in names})
+
+
+def _own_fields() -> list[dataclasses.Field[Any]]:
+    """Fields that LoraMethod adds to those of every fine-tuned arm."""
+    shared = {f.name for f in dataclasses.fields(TunedMethod)}
+    return [f for f in dataclasses.fields(LoraMethod) if f.name not in shared]
+
+
+def trained_method(method: Method) -> Method:
+    """What the training room is told of an arm: an instruction arm trains as full or LoRA."""
+    if not isinstance(method, InstructionMethod):
+        return method
+    is_full = method.tunes is Tunes.full
+    return method.full_settings() if is_full else method.lora_settings()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -202,6 +323,7 @@ METHODS: dict[str, type[Method]] = {
     "prompt": PromptMethod,
     "full": FullMethod,
     "lora": LoraMethod,
+    "peft": PeftMethod,
     "instruction": InstructionMethod,
     "tfidf": TfidfMethod,
     "given": GivenMethod,

@@ -25,6 +25,8 @@ PURPOSES = (
     "curve",
     "latency",
     "general",
+    "instructions",  # verifiable requests: how often the weights obey
+    "agreement",  # the probe of a checkpoint, asked again after loading
     "shared",  # rows that several items use: a prefix prefilled once
     "padding",  # rows forwarded that belong to no item
     "train",
@@ -52,7 +54,7 @@ class Item:
     """
 
     id: str
-    split: str  # train | validation | test
+    split: str  # train | validation | test | general
     input: str
     sha256: str
     context: str | None = None
@@ -86,12 +88,47 @@ class RenderedExample:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class SourceRows:
+    """What one source gave to the training rows of an arm, and what was trained of it.
+
+    num_items: different items it has. num_rows, tokens, target_tokens: of the prepared rows, each
+    once. num_dropped, dropped_tokens: rows over the model's context, left out whole, so that
+    truncated_tokens is 0. trained_*: over all epochs. share_asked: of the mix, by weight.
+    num_held_out: rows left out since they hold a text that the arms are judged on.
+    """
+
+    source: str
+    num_items: int
+    num_rows: int
+    tokens: int
+    target_tokens: int
+    num_dropped: int = 0
+    dropped_tokens: int = 0
+    truncated_tokens: int = 0
+    trained_rows: int | None = None
+    trained_tokens: int | None = None
+    trained_target_tokens: int | None = None
+    share_asked: float | None = None
+    num_held_out: int = 0
+    num_duplicates: int = 0
+    note: str = ""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrainingData:
+    """The rows of one training by source: one source, target, but for a mix."""
+
+    arm: str
+    sources: tuple[SourceRows, ...]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class SampleRecord:
     """One answer of one arm to one item. One line of arms/<arm>/samples.jsonl."""
 
     arm: str
     item_id: str
-    set: str  # test | validation | general | bias | abstain | latency
+    set: str  # test | validation | general | instructions | bias | abstain | latency
     repeat: int = 0
     draw: int = 0
     paraphrase: int = 0
@@ -127,7 +164,11 @@ class SampleRecord:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class TrainRecord:
-    """One optimizer step (not cumulative). One line of arms/<arm>/train.jsonl."""
+    """One optimizer step (not cumulative). One line of arms/<arm>/train.jsonl.
+
+    flops: operations that the step needs, by shapes. flops_share: of them per second, of the matrix
+    product that was measured on the same workers. peak_memory_bytes: by worker, so far.
+    """
 
     arm: str
     step: int
@@ -143,6 +184,9 @@ class TrainRecord:
     train_seed: int = 0
     trial: int | None = None
     num_labels: int | None = None
+    flops: int | None = None
+    flops_share: float | None = None
+    peak_memory_bytes: tuple[int, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -234,12 +278,25 @@ class Progress:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class ProbeItem:
+    """One row as the trained model saw it: log p(target_ids | prompt_ids), summed, natural log.
+
+    An engine that has loaded the checkpoint must find the same (evaluation/agreement.py).
+    """
+
+    item_id: str
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    logprob: float
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class CheckpointRecord:
     """checkpoint.json: what a checkpoint directory is, and the hashes that prove it whole.
 
     renderer_sha256 covers tokenizer, chat template and special tokens: it must agree when the
     checkpoint is loaded. prompt_sha256 is the training prompt's: differing is shown, not refused.
-    files: file name -> sha256.
+    files: file name -> sha256. probe: what the model as trained, in `dtype`, says of some rows.
     """
 
     arm: str
@@ -253,6 +310,8 @@ class CheckpointRecord:
     files: dict[str, str]
     trained_parameters: int
     train_seed: int = 0
+    dtype: str = "float32"
+    probe: tuple[ProbeItem, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -275,6 +334,8 @@ class TrainSummary:
     world_size: int
     zero_stage: int
     shown_row: str  # one rendered row with its targets marked
+    redone_tokens: int = 0  # of passes that ran out of memory, taken again in smaller ones
+    probe_tokens: int = 0  # forwarded to note what the trained model says, see ProbeItem
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -302,6 +363,7 @@ RECORD_TYPES: dict[str, type] = {
         Progress,
         CheckpointRecord,
         TrainSummary,
+        TrainingData,
         JournalEvent,
     )
 }

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from conf.errors import ConfigError
 from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
-from conf.methods import AnsweringMethod, Method, TunedMethod
+from conf.methods import AnsweringMethod, Method, TunedMethod, trained_method
 from conf.schema import RunConfig
 
 C = TypeVar("C")
@@ -35,6 +35,11 @@ class Arm:
     def is_tuned(self) -> bool:
         """Whether the arm trains weights of its own."""
         return isinstance(self.method, TunedMethod)
+
+    @property
+    def training(self) -> Method:
+        """The method that the training room sees: an instruction arm's is full or LoRA."""
+        return trained_method(self.method)
 
     @property
     def on(self) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.records import SCHEMA_VERSION, AnswerRule, LedgerLine, Measured
+from conf.records import SCHEMA_VERSION, AnswerRule, LedgerLine, Measured, SourceRows
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -71,6 +71,7 @@ class TrainCost:
     steps: int | None = None
     tokens: int | None = None
     learning_rate: float | None = None
+    sources: tuple[SourceRows, ...] = ()  # rows prepared, dropped and trained, by source
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -138,6 +139,35 @@ class BreakEven:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class Forgetting:
+    """The general set before and after a tuning, on the same items.
+
+    base, tuned: share of right answers. change = tuned - base, with the paired interval. lost,
+    gained: items that only the base model, or only the tuned one, answers right. by_kind: kind of
+    item -> change.
+    """
+
+    arm: str
+    base: Measured
+    tuned: Measured
+    change: Measured
+    p_value: float | None
+    lost: int
+    gained: int
+    by_kind: dict[str, Measured] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ServeCommand:
+    """How to use an arm outside the run: what it is for, and what to type."""
+
+    arm: str
+    title: str
+    text: str
+    note: str = ""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class Recommendation:
     """The verdict and why. arm is None where no arm meets the limits or none can be told apart."""
 
@@ -162,4 +192,7 @@ class Results:
     pricing: dict[str, object] = field(default_factory=dict)
     decision: dict[str, object] = field(default_factory=dict)
     provenance: dict[str, object] = field(default_factory=dict)
+    forgetting: tuple[Forgetting, ...] = ()
+    instructions: tuple[Forgetting, ...] = ()  # share of verifiable instructions that are obeyed
+    serving: tuple[ServeCommand, ...] = ()
     schema_version: int = SCHEMA_VERSION

@@ -16,6 +16,7 @@ from conf.groups import (
     ClusterConfig,
     DecisionConfig,
     EngineConfig,
+    GeneralConfig,
     KernelsConfig,
     ModelConfig,
     PricingConfig,
@@ -27,7 +28,7 @@ from conf.groups import (
     TrainerConfig,
     ZeroConfig,
 )
-from conf.methods import METHODS, Method
+from conf.methods import METHODS, Method, SourceConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,6 +49,7 @@ class RunConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     run: RunSection = field(default_factory=RunSection)
     report: ReportConfig = field(default_factory=ReportConfig)
+    general: GeneralConfig = field(default_factory=GeneralConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     plugins: list[str] = field(default_factory=list)
     dry_run: bool = False
@@ -75,6 +77,7 @@ def register() -> None:
         store.store(group=group, name=f"base_{group}", node=cls)
     for kind, method in METHODS.items():
         store.store(group="method", name=f"base_{kind}", node=method)
+    store.store(group="source", name="base_source", node=SourceConfig)
 
 
 def non_finite_keys(value: Any, prefix: str = "") -> list[str]:

@@ -230,7 +230,7 @@ def labels_used(records: RunRecords, name: str) -> int:
     """
     chain = records.base_arms(name)
     specs = [records.arm_specs[a] for a in chain]
-    if any(s.method in ("lora", "full", "instruction", "tfidf") for s in specs):
+    if any(s.method in ("lora", "full", "peft", "instruction", "tfidf") for s in specs):
         labels = _training_rows(records, chain)
     else:
         labels = _shots(records.arm_specs[name], records.arms[name])

@@ -303,6 +303,7 @@ def _train_cost(records: RunRecords, name: str, *, price: float | None) -> Train
         steps=summary.steps,
         tokens=summary.tokens,
         learning_rate=summary.learning_rate,
+        sources=data.sources if (data := records.arms[name].training_data) else (),
     )
 
 

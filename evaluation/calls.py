@@ -108,7 +108,7 @@ class CallMaker:
         self._style = get_style(arm.answering.prompt, key=f"arms.{arm.name}.prompt")
         self._context = context_for(task, arm)
         self._stop = (*renderer.stop, *arm.engine.stop)
-        self._max_new_tokens = arm.engine.max_new_tokens or self._longest_answer_tokens()
+        self.max_new_tokens = arm.engine.max_new_tokens or self._longest_answer_tokens()
 
     def start(self, item: Item, *, repeat: int) -> Talk:
         """Begin a talk with an item."""
@@ -125,7 +125,7 @@ class CallMaker:
         text = self._renderer.render(ask.messages, ask.prefix)
         if isinstance(ask, Ask) and answer_by == "score":
             return self._to_score(talk, text)
-        limit = ask.max_new_tokens if isinstance(ask, Think) else self._max_new_tokens
+        limit = ask.max_new_tokens if isinstance(ask, Think) else self.max_new_tokens
         return self._to_generate(talk, text, limit=limit)
 
     def _to_score(self, talk: Talk, text: str) -> Call:

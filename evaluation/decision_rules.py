@@ -28,6 +28,7 @@ FAMILIES = {
     "prompt": "prompt",
     "lora": "weights",
     "full": "weights",
+    "peft": "weights",
     "instruction": "weights",
     "both": "both",
     "tfidf": "reference",

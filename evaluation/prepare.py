@@ -8,17 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from conf.errors import ConfigError, DataError
 from conf.hashing import sha256_of
-from conf.records import Item, RenderedExample, from_dict, to_dict
+from conf.records import Item, RenderedExample, SourceRows, from_dict, to_dict
 from conf.resolve import Arm
 from evaluation.prompts import PromptContext, Style, draw_shots, first_ask, first_call, get_style
 from evaluation.rendering import Renderer, joint_ids
 from evaluation.tasks import Task
 
 MAX_TOO_LONG_SHARE = 0.05
-STYLES_WITHOUT_SHOTS = ("zero_shot", "bare")
+STYLES_WITHOUT_SHOTS = ("zero_shot", "bare", "cloze")
 TARGET_OPEN, TARGET_CLOSE = ">>>", "<<<"
 
 
@@ -28,13 +29,14 @@ class TrainingRows:
 
     prompt_sha256: of the prompt with placeholders for the item. num_truncated: items left out since
     they do not fit the model's context; no row is ever cut. shown_row: one row as text, its targets
-    between >>> and <<<.
+    between >>> and <<<. sources: what was kept and dropped of each; their rows stand in this order.
     """
 
     rows: tuple[RenderedExample, ...]
     prompt_sha256: str
     num_truncated: int
     shown_row: str
+    sources: tuple[SourceRows, ...] = ()
 
 
 def context_for(task: Task, arm: Arm) -> PromptContext:
@@ -102,7 +104,7 @@ def training_rows(
     style = get_style(arm.answering.prompt, key=f"arms.{arm.name}.prompt")
     context = context_for(task, arm)
     items = task.items[split]
-    every_row = [_row(item, style, context, renderer) for item in items]
+    every_row = [training_row(item, style, context, renderer) for item in items]
     rows = tuple(row for row in every_row if len(row.input_ids) <= renderer.max_length)
     num_too_long = len(every_row) - len(rows)
     if not rows or num_too_long > MAX_TOO_LONG_SHARE * len(every_row):
@@ -120,10 +122,41 @@ def training_rows(
         prompt_sha256=sha256_of(pattern),
         num_truncated=num_too_long,
         shown_row=shown_row(rows[0], renderer),
+        sources=(
+            source_rows(
+                "target",
+                kept=rows,
+                dropped=[row for row in every_row if len(row.input_ids) > renderer.max_length],
+                num_items=len(items),
+            ),
+        ),
     )
 
 
-def _row(item: Item, style: Style, context: PromptContext, renderer: Renderer) -> RenderedExample:
+def source_rows(
+    name: str,
+    *,
+    kept: Sequence[RenderedExample],
+    dropped: Sequence[RenderedExample],
+    num_items: int,
+    **facts: Any,
+) -> SourceRows:
+    """The counts of one source; facts: further fields of SourceRows."""
+    return SourceRows(
+        source=name,
+        num_items=num_items,
+        num_rows=len(kept),
+        tokens=sum(len(row.input_ids) for row in kept),
+        target_tokens=sum(sum(row.target_mask) for row in kept),
+        num_dropped=len(dropped),
+        dropped_tokens=sum(len(row.input_ids) for row in dropped),
+        **facts,
+    )
+
+
+def training_row(
+    item: Item, style: Style, context: PromptContext, renderer: Renderer
+) -> RenderedExample:
     """One item's row; what follows the first call's prompt is the completion."""
     others = tuple(shot for shot in context.shots if shot.id != item.id)
     context = replace(context, shots=others)

@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from conf.results import Results
+from evaluation import report_outcome as outcome
 from evaluation import report_tables as tables
 from evaluation import wording
 from evaluation.arm_scores import Request
@@ -25,6 +26,7 @@ from evaluation.charts import Chart
 from evaluation.decision_rules import family
 from evaluation.figures import plotly_figure
 from evaluation.run_records import RunRecords
+from evaluation.training_tables import instructions_table, sources_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_DIFFERENCES = 100
@@ -62,6 +64,10 @@ def render_html(results: Results, records: RunRecords, *, charts: list[Chart]) -
         pairs=tables.pair_table(results),
         break_even=tables.break_even_table(results),
         ledger=tables.ledger_table(results),
+        forgetting=outcome.forgetting_table(results),
+        serving=outcome.serving(results),
+        training_sources=sources_table(results),
+        instructions=instructions_table(results),
         pair_options=_pair_options(results),
         shows_text=records.shows_text,
         prompts=_prompts(results, records),

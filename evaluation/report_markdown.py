@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conf.results import Results
+from evaluation import report_outcome as outcome
 from evaluation import report_tables as tables
 from evaluation import wording
 from evaluation.charts import Chart
+from evaluation.training_tables import instructions_table, sources_table
 
 
 def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
@@ -27,17 +29,34 @@ def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
     for title, table in (
         ("Pairs", tables.pair_table(results)),
         ("Break-even", tables.break_even_table(results)),
+        ("Obeying instructions", instructions_table(results)),
+        ("Training data", sources_table(results)),
+        ("Forgetting", outcome.forgetting_table(results)),
         ("Ledger", tables.ledger_table(results)),
     ):
         if table.rows:
             lines += [f"## {title}", "", *_table(table.headings, table.rows), "", table.note, ""]
     lines += ["## Figures", ""]
     lines += [f"![{escaped(chart.title)}](figures/{chart.name}.svg)\n" for chart in charts]
+    lines += _serving(results)
     lines += ["## Method", "", *(f"- {escaped(note)}" for note in tables.method_notes(results)), ""]
     command = str(results.provenance.get("command") or "not recorded")
     lines += ["Run again:", "", *(f"    {line}" for line in command.splitlines()), ""]
     lines += [f"- {name}: {escaped(text)}" for name, text in tables.run_facts(results)]
     return "\n".join(lines) + "\n"
+
+
+def _serving(results: Results) -> list[str]:
+    """What to type to use the winner."""
+    found = outcome.serving(results)
+    lines = ["## Use it", ""] if found else []
+    for arm, commands in found.items():
+        lines += [f"### {escaped(arm)}", ""] if len(found) > 1 else []
+        for command in commands:
+            lines += [f"{escaped(command.title)}:", ""]
+            lines += [*(f"    {line}" for line in command.text.splitlines()), ""]
+            lines += [escaped(command.note), ""] if command.note else []
+    return lines
 
 
 def _arms(results: Results) -> list[str]:

@@ -22,6 +22,7 @@ from conf.records import (
     LedgerLine,
     PromptText,
     SampleRecord,
+    TrainingData,
     TrainRecord,
     TrainSummary,
     from_dict,
@@ -53,6 +54,7 @@ class ArmRecords:
     curve: tuple[CurvePoint, ...] = ()
     rule: AnswerRule | None = None
     train_summary: TrainSummary | None = None
+    training_data: TrainingData | None = None
     status: str = "stopped"  # done | failed | refused | stopped
     error: str | None = None
     is_reused: bool = False
@@ -227,6 +229,7 @@ def _arm(reader: _Reader, name: str, events: tuple[JournalEvent, ...]) -> ArmRec
     }
     rules = [from_dict(AnswerRule, e.data) for e in mine if e.event == "answer_rule"]
     summaries = [from_dict(TrainSummary, e.data) for e in mine if e.event == "train_summary"]
+    data = [from_dict(TrainingData, e.data) for e in mine if e.event == "training_data"]
     status, error = _status(mine, has_test=any(s.set == "test" for s in samples.values()))
     done = [e for e in mine if e.event == "job_done"]
     return ArmRecords(
@@ -235,6 +238,7 @@ def _arm(reader: _Reader, name: str, events: tuple[JournalEvent, ...]) -> ArmRec
         curve=tuple(curve.values()),
         rule=rules[-1] if rules else None,
         train_summary=summaries[-1] if summaries else None,
+        training_data=data[-1] if data else None,
         status=status,
         error=error,
         is_reused=bool(done) and all(bool(e.data.get("is_reused")) for e in done),

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import evaluation.instructions  # noqa: F401 - registers its scorer
 from conf.choices import Normalisation, TaskKind
 from conf.errors import ConfigError
 from conf.methods import check_answering
@@ -32,9 +33,10 @@ RECORDS_AT_ONCE = 32  # written and billed together where the engine chooses its
 class EvaluateJob:
     """What to evaluate.
 
-    name: the job's id on its ledger lines. sets: of validation, test, latency, curve. rule: how to
-    answer, where validation has chosen before; None: it is chosen here. step, train_seed,
-    num_labels: of the checkpoint that the engine answers with.
+    name: the job's id on its ledger lines. sets: of validation, test, latency, curve, general,
+    instructions.
+    rule: how to answer, where validation has chosen before; None: it is chosen here. step,
+    train_seed, num_labels: of the checkpoint that the engine answers with.
     """
 
     name: str
@@ -126,6 +128,11 @@ def _run_sets(job: EvaluateJob, task: Task, asker: Asker) -> Iterator[Emitted]:
     if "curve" in job.sets:
         answer_by = ways_to_answer(arm, task)[0]
         yield from asker.run(make("validation", validation, answer_by=answer_by, is_curve=True))
+    if "general" in job.sets:
+        yield from asker.run(make("general", task.items["general"], answer_by="score"))
+    if "instructions" in job.sets:
+        items = task.items["instructions"]
+        yield from asker.run(make("instructions", items, answer_by="generate"))
     if not {"validation", "test", "latency"} & set(job.sets):
         return
     rule = job.rule

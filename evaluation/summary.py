@@ -14,7 +14,9 @@ from evaluation.arm_summary import ArmSummary, Settings, summarise_arm
 from evaluation.crossover import Side, break_even_device_seconds, break_even_usd
 from evaluation.decision import decide
 from evaluation.decision_rules import Evidence, best_on_validation, family
+from evaluation.forgetting import all_forgetting
 from evaluation.run_records import RunRecords
+from evaluation.serving import serve_commands
 from evaluation.statistics import holm, paired_difference
 
 
@@ -31,7 +33,7 @@ def summarise(
     results = {name: arm.result for name, arm in arms.items()}
     validation = {name: arm.validation for name, arm in arms.items()}
     evidence = Evidence(arms=results, pairs=pairs, validation=validation)
-    return Results(
+    found = Results(
         run=records.name,
         task={**records.task, "items": _item_counts(records)},
         model=dict(records.model),
@@ -40,6 +42,9 @@ def summarise(
         break_even=all_break_evens(arms, settings=settings),
         recommendation=decide(evidence, decision=settings.decision),
         ledger=records.ledger,
+        instructions=all_forgetting(
+            records, confidence=settings.confidence, set_name="instructions"
+        ),
         pricing={
             **plain(settings.pricing),
             "usd_per_device_second": settings.pricing.usd_per_device_second,
@@ -60,7 +65,9 @@ def summarise(
             "exit_code": records.exit_code,
             "num_broken_lines": records.num_broken_lines,
         },
+        forgetting=all_forgetting(records, confidence=settings.confidence),
     )
+    return replace(found, serving=serve_commands(found, records))
 
 
 def _item_counts(records: RunRecords) -> dict[str, int]:

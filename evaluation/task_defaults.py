@@ -15,6 +15,7 @@ from conf.records import Item
 LABEL_KINDS = (TaskKind.classification, TaskKind.multiple_choice)
 # Scoring rules that evaluation/scoring.py brings; plugins add theirs by name.
 BUILT_IN_SCORING = ("exact", "numeric", "token_f1", "rouge_l", "chrf", "json")
+OBEYS = "obeys"  # of the embedded requests alone (evaluation/instructions.py): not for a task
 MAX_EXACT_WORDS = 3
 
 _NUMBER = re.compile(r"[-+]?[$\u20ac\u00a3]?\s?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?\s?%?")

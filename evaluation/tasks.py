@@ -25,6 +25,7 @@ from evaluation.rows import make_items
 from evaluation.splits import limited
 from evaluation.task_defaults import (
     BUILT_IN_SCORING,
+    OBEYS,
     choose_label_words,
     choose_scoring,
     default_instruction,
@@ -118,7 +119,8 @@ def load_task(config: TaskConfig, *, plugins: Plugins | None = None) -> Task:
 
 
 def _refuse_unknown_scoring(config: TaskConfig, plugins: Plugins) -> None:
-    known = ("auto", *BUILT_IN_SCORING, *plugins.scorers.names())
+    others = [name for name in plugins.scorers.names() if name != OBEYS]
+    known = ("auto", *BUILT_IN_SCORING, *others)
     if config.scoring not in known:
         raise ConfigError(
             "task.scoring",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.choices import Device
+from conf.devices import DEVICES
 from conf.errors import ClusterError, NotBuiltYet
 from conf.groups import ClusterConfig
 from launch import watchdog
@@ -76,6 +77,35 @@ def check_cluster(config: ClusterConfig) -> None:
         )
 
 
+def planned_machine(config: ClusterConfig) -> Machine:
+    """The cluster that is asked for, as if it were here: for a plan only.
+
+    Raises:
+        ClusterError: more workers than devices.
+    """
+    per_node = config.devices_per_node or 1
+    devices = config.nodes * per_node
+    if config.workers is not None and config.workers > devices:
+        raise ClusterError(
+            "cluster.workers",
+            found=f"{config.workers} workers, one device each",
+            expected=f"at most {devices}: {config.nodes} nodes with {per_node}",
+            remedy=f"write cluster.workers={devices}, or leave it out",
+        )
+    name = f"{devices} x {config.device.name} on {config.nodes} nodes (planned, not here)"
+    return Machine(devices=devices, devices_per_node=per_node, device="cuda", name=name)
+
+
+def accelerator_models() -> tuple[str, ...]:
+    """What the NVIDIA driver calls the devices of this machine."""
+    found = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        with suppress(OSError):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [t.partition(":")[2].strip() for t in lines if t.startswith("Model:")]
+    return tuple(found)
+
+
 def num_accelerators() -> int:
     """NVIDIA devices of this machine, without loading a driver library."""
     return len([p for p in Path("/proc/driver/nvidia/gpus").glob("*")])
@@ -98,7 +128,10 @@ def processor_name() -> str:
 def local_machine(config: ClusterConfig) -> Machine:
     """This machine as a plan sees it: accelerators where there are any, else cores."""
     accelerators = num_accelerators()
-    use_cuda = config.device is Device.cuda or (config.device is Device.auto and accelerators > 0)
+    if config.device.is_named:
+        _check_named(config.device)
+    use_cuda = config.device not in (Device.auto, Device.cpu)
+    use_cuda = use_cuda or (config.device is Device.auto and accelerators > 0)
     if use_cuda and accelerators == 0:
         raise ClusterError(
             "cluster.device",
@@ -111,6 +144,18 @@ def local_machine(config: ClusterConfig) -> Machine:
     kind = "cuda" if use_cuda else "cpu"
     name = f"{count} x {'NVIDIA device' if use_cuda else processor_name()}"
     return Machine(devices=count, devices_per_node=count, device=kind, name=name)
+
+
+def _check_named(device: Device) -> None:
+    """Refuse a kind of accelerator that this machine does not have."""
+    models = accelerator_models()
+    if not models or any(DEVICES[device.name].model not in model for model in models):
+        raise ClusterError(
+            "cluster.device",
+            found=f"{device.name}, and on this machine {', '.join(models) or 'no NVIDIA device'}",
+            expected="a device of this machine, or a plan only",
+            remedy="add dry_run=true to plan for it, or write cluster.device=auto",
+        )
 
 
 def start(machine: Machine) -> None:

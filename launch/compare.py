@@ -1,4 +1,7 @@
-"""`python -m launch.compare RUN RUN ..`: arms of finished runs, paired on the items they share."""
+"""`python -m launch.compare RUN RUN ..`: arms of finished runs, paired on the items they share.
+
+Runs on different tasks have no items to pair: they give a table of arms x tasks.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,9 @@ def scores_by_content(records: RunRecords) -> dict[str, ArmSummary]:
     return found
 
 
-def compare(paths: list[Path]) -> tuple[Pair, ...]:
-    """Pairs of arms of different runs, on items of equal content, Holm-adjusted over all pairs.
-
-    Raises:
-        DataError: fewer than two runs, a directory that is no run, or runs of different scoring.
-    """
+def read_runs(paths: list[Path]) -> list[RunRecords]:
+    """The runs. Raises DataError for fewer than two, and for a directory that is no run."""
     from evaluation.run_records import read_run
-    from evaluation.summary import all_pairs
 
     if len(paths) < 2:
         raise DataError(
@@ -46,7 +44,22 @@ def compare(paths: list[Path]) -> tuple[Pair, ...]:
             expected="at least two",
             remedy="python -m launch.compare outputs/RUN_A outputs/RUN_B",
         )
-    runs = [read_run(p) for p in paths]
+    return [read_run(p) for p in paths]
+
+
+def compare(paths: list[Path]) -> tuple[Pair, ...]:
+    """Pairs of arms of different runs, on items of equal content, Holm-adjusted over all pairs.
+
+    Raises:
+        DataError: fewer than two runs, a directory that is no run, or runs of different scoring.
+    """
+    return paired(read_runs(paths))
+
+
+def paired(runs: list[RunRecords]) -> tuple[Pair, ...]:
+    """The pairs of runs that are read already. Raises DataError for different scoring."""
+    from evaluation.summary import all_pairs
+
     scorings = {str(r.task.get("scoring")) for r in runs}
     if len(scorings) > 1:
         raise DataError(
@@ -76,9 +89,29 @@ def show(pairs: tuple[Pair, ...], console: Console) -> None:
     console.print(table)
 
 
+def show_tasks(runs: list[RunRecords], console: Console) -> None:
+    """Print arms x tasks."""
+    from evaluation.task_table import task_table
+
+    found = task_table(runs)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for place, heading in enumerate(found.headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in found.rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(found.note, style="dim", highlight=False)
+
+
 def main(paths: list[Path]) -> int:
     """Compare and print."""
-    show(compare(paths), Console())
+    from evaluation.task_table import are_of_several_tasks
+
+    runs, console = read_runs(paths), Console()
+    if are_of_several_tasks(runs):
+        show_tasks(runs, console)
+    if len({str(r.task.get("scoring")) for r in runs}) == 1:
+        show(paired(runs), console)
     return 0
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from conf.groups import PricingConfig
+from evaluation.mix import Mix
 from evaluation.tasks import Task
-from launch.plan import Plan
+from launch.plan import Estimate, Job, Machine, Plan
 from launch.preflight import Checked
+from launch.rates import device_facts, price_of
 from launch.recorder import is_finished
+from training.zero import gigabytes
 
 
 def show(checked: Checked, console: Console) -> None:
@@ -17,17 +19,28 @@ def show(checked: Checked, console: Console) -> None:
     finished = {j.id for j in checked.plan.jobs if is_finished(checked.root, j)}
     console.print(f"[bold]Plan of {checked.name}[/bold]", highlight=False, soft_wrap=True)
     console.print(_data_line(checked.task), highlight=False, soft_wrap=True)
+    for name, mix in checked.mixes.items():
+        console.print(_mix_line(name, mix), highlight=False, soft_wrap=True)
     console.print(f"Machine: {checked.machine.name}", highlight=False)
     console.print(_table(checked.plan, finished))
-    console.print(
-        _totals(checked.plan, finished, checked.config.pricing), highlight=False, soft_wrap=True
-    )
+    for job in checked.plan.jobs:
+        if job.kind == "train" and job.id not in finished:
+            for line in training_lines(job, checked.machine):
+                console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(_totals(checked, finished), highlight=False, soft_wrap=True)
     console.print("Nothing was started. Leave out dry_run=true to run it.")
 
 
 def _data_line(task: Task) -> str:
     counts = ", ".join(f"{len(task.items[s])} {s}" for s in ("train", "validation", "test"))
     return f"Task: {task.name}, {task.kind.name}, scored by {task.scoring}; {counts} items"
+
+
+def _mix_line(name: str, mix: Mix) -> str:
+    rows = ", ".join(
+        f"{mix.num_rows[s.name]} {s.name}" + (f" ({s.note})" if s.note else "") for s in mix.sources
+    )
+    return f"Mix of {name}: {mix.size} rows: {rows}"
 
 
 def _table(plan: Plan, finished: set[str]) -> Table:
@@ -41,26 +54,76 @@ def _table(plan: Plan, finished: set[str]) -> Table:
             job.id,
             " ".join(name.partition(":")[0] for name in job.depends_on),
             str(job.devices or ""),
-            "" if estimate.tokens is None else f"{estimate.tokens:,}",
+            _tokens(estimate),
             "?" if estimate.seconds is None else f"{estimate.seconds:.0f}",
             "" if estimate.usd is None else f"{estimate.usd:.4f}",
-            "" if estimate.memory_bytes is None else f"{estimate.memory_bytes / 2**30:.1f} GiB",
+            "" if estimate.memory_bytes is None else gigabytes(estimate.memory_bytes),
             "reused" if job.id in finished else "",
         )
     return table
 
 
-def _totals(plan: Plan, finished: set[str], pricing: PricingConfig) -> str:
-    todo = [j.estimate for j in plan.jobs if j.id not in finished]
+def _tokens(estimate: Estimate) -> str:
+    if estimate.tokens is None:
+        return ""
+    return f"about {estimate.tokens:,}" if estimate.is_about else f"{estimate.tokens:,}"
+
+
+def training_lines(job: Job, machine: Machine) -> list[str]:
+    """What is planned of one training, in words."""
+    estimate = job.estimate
+    plan = estimate.training
+    if plan is None:
+        return [
+            f"{job.id}: memory and operations are not known before the model is here "
+            "(python -m launch.prefetch makes it ready)"
+        ]
+    about = "about " if estimate.is_about else ""
+    trained = "unknown" if plan.trained_parameters is None else f"{plan.trained_parameters:,}"
+    lines = [
+        f"{job.id}: {plan.steps:,} steps, {plan.examples:,} examples, {about}{estimate.tokens:,} "
+        f"tokens, {about}{estimate.flops or 0:.2e} FLOPs; {trained} parameters train",
+        f"  ZeRO {plan.zero_reason}",
+        "  bytes per device: "
+        + ", ".join(f"{name} {gigabytes(n)}" for name, n in plan.memory.items() if n)
+        + (f"; moved off the device: {gigabytes(plan.host_bytes)}" if plan.host_bytes else ""),
+    ]
+    if machine.device != "cpu" and plan.workers < machine.devices:
+        lines.append(
+            f"  {plan.workers} of {machine.devices} devices train: a batch has equal shares for no "
+            f"more; trainer.batch_size={machine.devices} would use all"
+        )
+    if estimate.seconds is None:
+        lines.append("  seconds are not known: no rate of this device is")
+    else:
+        lines.append(
+            f"  {estimate.seconds:.0f} s ({estimate.low_seconds:.0f} to "
+            f"{estimate.high_seconds:.0f}), {estimate.rate}"
+        )
+    return lines
+
+
+def _totals(checked: Checked, finished: set[str]) -> str:
+    pricing = checked.config.pricing
+    todo = [j.estimate for j in checked.plan.jobs if j.id not in finished]
     seconds = sum(e.seconds or 0.0 for e in todo)
     usd = sum(e.usd or 0.0 for e in todo)
     unknown = sum(e.seconds is None for e in todo)
     lines = [f"To run: {len(todo)} jobs, about {seconds / 60:.1f} minutes one after another"]
-    if pricing.device_hour.usd is not None:
+    if price_of(checked.config, checked.machine) is not None:
         lines.append(
             f"about {usd:.4f} USD at {pricing.device_hour.usd} USD per device-hour "
             f"({pricing.source}, {pricing.date})"
         )
+    elif checked.machine.device != "cpu":
+        facts = device_facts(checked.config)
+        preset = None if facts is None else facts.pricing
+        remedy = (
+            f"add pricing={preset}" if preset else "add pricing.device_hour.usd with its source"
+        )
+        lines.append(f"money: no price of this device; {remedy}")
     if unknown:
         lines.append(f"{unknown} of them without an estimate of seconds")
+    if any(e.is_about for e in todo):
+        lines.append("tokens marked about are counted from characters: the tokenizer is not here")
     return "; ".join(lines)

@@ -1,67 +1,140 @@
 """What each job is expected to take, before anything starts: tokens, seconds, money, memory.
 
-Exact token counts where the model's tokenizer is there, else from characters. Rates are those
-measured on the machine that the README names; on an accelerator seconds stay unknown.
+Exact token counts where the model's tokenizer is here, else from characters, and marked so. Rates
+are those of launch/rates.py: they come with a range, and seconds inherit it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from conf.choices import TaskKind
-from conf.methods import FullMethod, LoraMethod
 from conf.resolve import Arm
+from conf.schema import RunConfig
 from evaluation.models import ModelPlace
 from evaluation.prepare import context_for
 from evaluation.prompts import Ask, Think, first_call, get_style
 from evaluation.rendering import Renderer
 from evaluation.tasks import Task
-from launch.plan import Estimate, Job, Machine, Plan
+from launch.plan import Estimate, Job, Machine, Plan, workers_of
+from launch.rates import (
+    Rate,
+    device_facts,
+    known_rate,
+    memory_of_device,
+    price_of,
+    rate_file,
+    rate_of,
+)
+from launch.train_plan import model_sizes, plan_training, training_job
 
-# 970 tokens/s forward through 106M parameters on 2 cores is 103 GFLOP/s a core (fp32, AVX-512).
-FLOPS_PER_CORE = 100e9
+if TYPE_CHECKING:
+    from training.estimate import TrainEstimate
+    from training.job import TrainJob
+    from training.shapes import ModelSize
+
 # A decoded token reads all weights for few rows: measured, it costs about as much as 4 prompt rows.
 PROMPT_ROWS_PER_DECODED_TOKEN = 4.0
 SAMPLE_ITEMS = 24
+MEASURED_RANGE = (0.8, 1.2)  # around a rate that was measured on such a training
 CHARACTERS_PER_TOKEN = 4.0
 START_SECONDS = {"train": 9.0, "evaluate": 6.0, "model": 30.0, "reference": 4.0}
+GENERAL_ITEM_TOKENS = 14.0  # of the general set, with its choices: 13.3 of SmolLM2's
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class ArmTokens:
-    """Tokens of one request of an arm: prompt (mean), the part all requests share, completion."""
+    """Tokens of one request of an arm: prompt (mean), the part all requests share, completion.
+
+    longest: of a training row, prompt and answer. is_about: counted from characters.
+    """
 
     prompt: float
     shared: float
     completion: float
+    longest: int
+    is_about: bool
+
+
+class _Seconds(TypedDict, total=False):
+    """Seconds with their range; empty where no rate is known."""
+
+    seconds: float
+    low_seconds: float
+    high_seconds: float
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class _Means:
+    """What the estimates of all jobs share."""
+
+    config: RunConfig
+    task: Task
+    machine: Machine
+    rate: Rate | None
+    price: float | None  # USD per device-second
+    memory_bytes: int | None  # of a worker's device
+    mix_sizes: Mapping[str, int]
+
+    def timed(self, flops: float, *, devices: int, start: float) -> _Seconds:
+        """Seconds of so many operations on so many devices, with the range of the rate."""
+        if self.rate is None:
+            return _Seconds()
+        work = flops / max(1, devices)
+        return _Seconds(
+            seconds=start + work / self.rate.flops_per_second,
+            low_seconds=start + work / self.rate.high,
+            high_seconds=start + work / self.rate.low,
+        )
 
 
 def with_estimates(
     plan: Plan,
     *,
+    config: RunConfig,
     arms: dict[str, Arm],
     task: Task,
     places: dict[str, ModelPlace],
     machine: Machine,
-    usd_per_device_second: float | None,
+    mix_sizes: Mapping[str, int] | None = None,
 ) -> Plan:
-    """The plan with an estimate on each job that has one."""
+    """The plan with an estimate on each job that has one.
+
+    mix_sizes: training rows of the arms that train on a mix of sources.
+
+    Raises:
+        ConfigError: a training that does not fit the devices.
+    """
+    facts = device_facts(config)
+    workers = workers_of(config, machine)
+    per_node = -(-workers * machine.devices_per_node // max(1, machine.devices))
+    means = _Means(
+        config=config,
+        task=task,
+        machine=machine,
+        rate=rate_of(machine, facts),
+        price=price_of(config, machine),
+        memory_bytes=memory_of_device(machine, facts, workers_per_node=per_node),
+        mix_sizes=mix_sizes or {},
+    )
     renderers: dict[object, Renderer] = {}
     tokens = {
         name: arm_tokens(arms[name], task, _renderer(arms[name], place, renderers))
         for name, place in places.items()
     }
+    sizes = {name: model_sizes(arms[name].model, place) for name, place in places.items()}
     jobs = []
     for job in plan.jobs:
         estimate = Estimate(seconds=START_SECONDS.get(job.kind))
         if job.arm in tokens:
-            estimate = _estimate(
-                job, arms[job.arm], task, places[job.arm], tokens[job.arm], machine
-            )
-        if estimate.seconds is not None and usd_per_device_second is not None:
-            usd = estimate.seconds * job.devices * usd_per_device_second
+            name = job.arm
+            estimate = _estimate(job, arms[name], places[name], sizes[name], tokens[name], means)
+        if estimate.seconds is not None and means.price is not None:
+            usd = estimate.seconds * job.devices * means.price
             estimate = dataclasses.replace(estimate, usd=usd)
         jobs.append(dataclasses.replace(job, estimate=estimate))
     return Plan(jobs=tuple(jobs))
@@ -80,87 +153,94 @@ def _renderer(arm: Arm, place: ModelPlace, known: dict[object, Renderer]) -> Ren
 
 
 def _estimate(
-    job: Job, arm: Arm, task: Task, place: ModelPlace, tokens: ArmTokens, machine: Machine
+    job: Job,
+    arm: Arm,
+    place: ModelPlace,
+    size: ModelSize | None,
+    tokens: ArmTokens,
+    means: _Means,
 ) -> Estimate:
     if job.kind == "rows":
         return Estimate(tokens=0, seconds=1.0)
     if job.kind == "train":
-        return _training(arm, task, place, tokens, machine)
+        return _training(arm, place, size, tokens, means)
+    task = means.task
     counts = {"evaluate": ("validation", "test"), "curve": ("validation",)}
     num_items = sum(len(task.items[s]) for s in counts.get(job.kind, ()))
     num_items += arm.engine.latency_requests if job.kind == "latency" else 0
+    if job.kind in ("general", "general_base"):
+        num_items = means.config.general.items
+        tokens = dataclasses.replace(
+            tokens, prompt=GENERAL_ITEM_TOKENS, shared=0.0, completion=0.0, is_about=False
+        )
     if arm.answering.self_consistency:  # at most: repeats stop when the vote is decided
         num_items *= arm.engine.repeats
     elif job.kind == "evaluate":
         num_items += len(task.items["test"]) * (arm.engine.repeats - 1)
     rows = tokens.shared + num_items * (tokens.prompt - tokens.shared)
     decoded = num_items * tokens.completion
-    return Estimate(
-        tokens=round(rows + decoded),
-        seconds=_seconds(
-            (rows + PROMPT_ROWS_PER_DECODED_TOKEN * decoded) * 2,
-            place,
-            job.devices,
-            machine,
-            start=START_SECONDS["evaluate"],
-        ),
-    )
+    computed = rows + PROMPT_ROWS_PER_DECODED_TOKEN * decoded
+    estimate = Estimate(tokens=round(rows + decoded), is_about=tokens.is_about)
+    if size is None or means.rate is None:
+        return estimate
+    times = means.timed(2 * computed * size.body, devices=job.devices, start=6.0)
+    return dataclasses.replace(estimate, rate=means.rate.source, **times)
 
 
 def _training(
-    arm: Arm, task: Task, place: ModelPlace, tokens: ArmTokens, machine: Machine
+    arm: Arm, place: ModelPlace, size: ModelSize | None, tokens: ArmTokens, means: _Means
 ) -> Estimate:
-    examples = len(task.items["train"])
-    trainer = arm.trainer
-    num = examples * trainer.epochs
-    if trainer.max_steps is not None:
-        num = min(num, trainer.max_steps * trainer.batch_size)
-    own = tokens.prompt - tokens.shared + max(1.0, tokens.completion)
-    count = num * own + num / trainer.batch_size * tokens.shared  # a batch shares its prefix
-    # Forward 2, backward to the activations 2, to the weights 2 operations per parameter and token.
-    flops = 4 if arm.kind == "lora" else 6
+    """A training's plan; only tokens where the model's sizes are not known."""
+    from training.estimate import RowLengths, num_examples
+
+    num_rows = means.mix_sizes.get(arm.name, len(means.task.items["train"]))
+    targets = max(1.0, tokens.completion + 1)  # the end token is learnt too
+    if size is None:
+        mean = tokens.prompt + targets
+        count = num_examples(num_rows, trainer=arm.trainer) * mean
+        return Estimate(tokens=round(count), is_about=tokens.is_about)
+    workers = workers_of(means.config, means.machine)
+    job = training_job(
+        arm,
+        machine=means.machine,
+        workers=workers,
+        device_memory_bytes=means.memory_bytes,
+        model_dir=str(place.path),
+    )
+    lengths = RowLengths(
+        mean=tokens.prompt + targets,
+        longest=max(tokens.longest, round(tokens.prompt + targets)),
+        shared=round(tokens.shared),
+        targets=targets,
+    )
+    plan, found = plan_training(size, job, num_rows=num_rows, rows=lengths)
+    times, rate = _training_seconds(found, job, means)
     return Estimate(
-        tokens=round(count),
-        seconds=_seconds(
-            count * flops, place, machine.devices, machine, start=START_SECONDS["train"]
-        ),
-        memory_bytes=_training_memory(arm, place, tokens),
+        tokens=found.tokens,
+        is_about=tokens.is_about,
+        memory_bytes=plan.memory["total"],
+        flops=found.flops,
+        training=plan,
+        rate=rate,
+        **times,
     )
 
 
-def _training_memory(arm: Arm, place: ModelPlace, tokens: ArmTokens) -> int | None:
-    from training.estimate import memory_bytes, model_size, trained_parameters
-
-    if place.kind != "ready" or not isinstance(arm.method, (FullMethod, LoraMethod)):
-        return None
-    size = model_size(place.path)
-    return memory_bytes(
-        size,
-        trained=trained_parameters(arm.method, size=size),
-        is_lora=arm.kind == "lora",
-        tokens_per_pass=round(arm.trainer.batch_size * (tokens.prompt + tokens.completion)),
-        dtype="float32" if arm.model.dtype.name == "auto" else arm.model.dtype.name,
-        stage=max(0, int(arm.zero.stage.value)),
-        world_size=1,
-        activation_checkpointing=arm.trainer.activation_checkpointing,
-    ).total
-
-
-def _seconds(
-    operations_per_parameter: float,
-    place: ModelPlace,
-    devices: int,
-    machine: Machine,
-    *,
-    start: float,
-) -> float | None:
-    if machine.device != "cpu" or place.kind != "ready":
-        return None
-    from training.estimate import model_size
-
-    size = model_size(place.path)
-    body = size.num_parameters - size.vocabulary * size.hidden
-    return start + operations_per_parameter * body / (FLOPS_PER_CORE * max(1, devices))
+def _training_seconds(found: TrainEstimate, job: TrainJob, means: _Means) -> tuple[_Seconds, str]:
+    """Seconds of a training by the rate that an earlier one left here, else by the assumed one."""
+    start = START_SECONDS["train"]
+    path = rate_file(Path(means.config.run.root), machine=means.machine, job=job)
+    known = known_rate(path)
+    if known is None:
+        times = means.timed(found.flops_spent, devices=job.devices, start=start)
+        return times, "" if means.rate is None else means.rate.source
+    rate, date = known
+    work = rate.seconds(flops=found.flops, steps=found.steps)
+    low, high = MEASURED_RANGE
+    times = _Seconds(
+        seconds=start + work, low_seconds=start + low * work, high_seconds=start + high * work
+    )
+    return times, f"measured here on {date} over {rate.steps} steps of such a training"
 
 
 def arm_tokens(arm: Arm, task: Task, renderer: Renderer | None) -> ArmTokens:
@@ -183,7 +263,28 @@ def arm_tokens(arm: Arm, task: Task, renderer: Renderer | None) -> ArmTokens:
         shared = _common_prefix(texts) / CHARACTERS_PER_TOKEN
     is_generated = task.kind in (TaskKind.generation, TaskKind.pairs)
     completion = _mean(written) if is_generated or arm.is_tuned else 0.0
-    return ArmTokens(prompt=_mean(lengths), shared=shared, completion=completion + thought)
+    return ArmTokens(
+        prompt=_mean(lengths),
+        shared=shared,
+        completion=completion + thought,
+        longest=_longest_row(arm, task, renderer) if arm.is_tuned else 0,
+        is_about=renderer is None,
+    )
+
+
+def _longest_row(arm: Arm, task: Task, renderer: Renderer | None) -> int:
+    """Tokens of the training row with the most characters, its answer included."""
+    items = task.items["train"]
+    if not items:
+        return 0
+    item = max(items, key=lambda i: len(i.input) + len(i.context or "") + len(i.answer_key))
+    context = context_for(task, arm)
+    call = first_call(get_style(arm.answering.prompt), item, context)
+    answer = context.answer_word(item)
+    if renderer is None:
+        return round((len(_text(call)) + len(answer)) / CHARACTERS_PER_TOKEN) + 1
+    prompt = renderer.encode(renderer.render(call.messages, call.prefix))
+    return min(len(prompt) + len(renderer.encode(answer)) + 1, renderer.max_length or 10**9)
 
 
 def _text(call: Ask | Think) -> str:

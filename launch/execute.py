@@ -15,7 +15,7 @@ from typing import Any
 
 from conf.errors import JobFailed, ModelError
 from conf.hashing import sha256_of_file
-from conf.methods import FullMethod, LoraMethod
+from conf.methods import FullMethod, LoraMethod, PeftMethod
 from conf.records import (
     AnswerRule,
     CheckpointRecord,
@@ -24,25 +24,43 @@ from conf.records import (
     Progress,
     SampleRecord,
     TrainRecord,
+    TrainSummary,
     from_dict,
 )
 from conf.resolve import Arm
 from conf.schema import RunConfig
+from evaluation.general_set import general_arm, general_task
+from evaluation.instructions import instruction_arm, instruction_task
+from evaluation.mix import Mix, mixed_rows
 from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task
-from launch import workers
+from launch import train_workers, workers
 from launch.plan import (
     Job,
     Machine,
     Plan,
-    dtype_name,
     engine_actors,
+    model_dtype,
     threads_of,
     workers_of,
 )
+from launch.rates import noted, rate_file
 from launch.store import JobDirectory, write_json
-from training.job import TrainJob, checkpoint_directory
+from launch.trained_rows import training_data
+from training.job import CHECKPOINT_FILE, FINAL, TrainJob, checkpoint_directory
+
+GENERAL_KINDS = ("general", "general_base")
+INSTRUCTION_KINDS = ("instructions", "instructions_base")
+SETS = {
+    "evaluate": ("validation", "test"),
+    "curve": ("curve",),
+    "latency": ("latency",),
+    "general": ("general",),
+    "general_base": ("general",),
+    "instructions": ("instructions",),
+    "instructions_base": ("instructions",),
+}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,6 +74,7 @@ class Executor:
     places: Mapping[str, ModelPlace]
     machine: Machine
     run_path: Path
+    mixes: Mapping[str, Mix] = field(default_factory=dict)
     _idle: list[tuple[int, Any]] = field(default_factory=list)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,7 +87,7 @@ class Executor:
                 yield from self._prepare_rows(job)
             case "train":
                 yield from self._train(job)
-            case "evaluate" | "curve" | "latency":
+            case kind if kind in SETS:
                 yield from self._answer(job)
             case "reference":
                 yield from self._refer(job)
@@ -103,7 +122,8 @@ class Executor:
         renderer = Renderer.load(
             self.places[arm.name].path, layout=arm.model.layout, max_length=arm.model.max_length
         )
-        rows = training_rows(self.task, arm, renderer)
+        mix = self.mixes.get(arm.name)
+        rows = mixed_rows(mix, arm, renderer) if mix else training_rows(self.task, arm, renderer)
         directory = self.directory(job).path
         write_rows(rows.rows, directory / "rows.jsonl")
         facts = {
@@ -113,20 +133,24 @@ class Executor:
             "renderer_sha256": renderer.sha256,
             "pad_id": renderer.end_ids[0],  # any id does: padding is masked by length
         }
-        write_json(directory / "rows.json", facts)
+        write_json(directory / "sources.json", rows.sources)
+        write_json(directory / "rows.json", facts)  # last: it marks the rows whole
         yield Progress(done=len(rows.rows), total=len(rows.rows), unit="rows")
 
     def _train(self, job: Job) -> Iterator[Any]:
+        if self._is_trained(job):
+            return
         self.release_idle()
         arm = self._arm(job)
-        assert isinstance(arm.method, (FullMethod, LoraMethod))
+        method = arm.training
+        assert isinstance(method, (FullMethod, LoraMethod, PeftMethod))
         rows = self.directory(self.plan.job(f"rows:{arm.name}")).path.resolve()
         facts = json.loads((rows / "rows.json").read_text(encoding="utf-8"))
         count = workers_of(self.config, self.machine)
         place = self.places[arm.name]
         train_job = TrainJob(
             arm_name=arm.name,
-            method=arm.method,
+            method=method,
             trainer=arm.trainer,
             zero=arm.zero,
             model_dir=str(place.path),
@@ -134,19 +158,32 @@ class Executor:
             base_model_sha256=_model_sha256(place),
             rows_path=str(rows / "rows.jsonl"),
             output_dir=str(self.directory(job).path.resolve() / "points"),
-            dtype=dtype_name(arm, self.machine.device),
+            dtype=model_dtype(arm.model, self.machine.device),
             device=self.machine.device,
             threads=threads_of(count, self.machine),
             world_size=count,
             usd_per_device_second=self.config.pricing.usd_per_device_second,
-            num_labels=len(self.task.items["train"]),
+            num_labels=self._num_labels(arm.name),
             kernels_impl=self.config.kernels.impl.name,
             **facts,
         )
+        yield training_data(arm.name, rows, trainer=arm.trainer)
         yield Progress(done=0, total=1, unit="steps", note="starting workers")
-        yield from workers.run_training(
-            train_job, machine=self.machine, log_dir=self.log_directory(job)
+        events = train_workers.run_training(
+            train_job,
+            machine=self.machine,
+            log_dir=self.log_directory(job),
+            collective_timeout_seconds=self.config.cluster.collective_timeout_seconds,
         )
+        root = Path(self.config.run.root)
+        yield from noted(events, rate_file(root, machine=self.machine, job=train_job))
+
+    def _is_trained(self, job: Job) -> bool:
+        """Whether an earlier attempt finished, and its driver died before it marked the job so."""
+        directory = self.directory(job)
+        final = checkpoint_directory(directory.points, FINAL)
+        is_ended = any(isinstance(e, TrainSummary) for e in directory.events())
+        return is_ended and (final / CHECKPOINT_FILE).is_file()
 
     def _answer(self, job: Job) -> Iterator[Any]:
         work = self._work(job)
@@ -170,7 +207,7 @@ class Executor:
         """Everything an evaluator needs for this job."""
         arm = self._arm(job)
         model_dir, adapter_dir = self.places[arm.name].path, None
-        step = seed = None
+        step = seed = record = None
         checkpoint = self._checkpoint(job)
         if checkpoint is not None:
             record = verified(checkpoint, renderer_sha256=self._renderer_sha256(arm))
@@ -179,12 +216,17 @@ class Executor:
                 model_dir = checkpoint
             else:
                 adapter_dir = checkpoint
-        sets = {"evaluate": ("validation", "test"), "curve": ("curve",), "latency": ("latency",)}
+        task = self.task
+        if job.kind in GENERAL_KINDS:
+            arm, task = general_arm(arm), general_task(self.config.general.items)
+        elif job.kind in INSTRUCTION_KINDS:
+            arm = instruction_arm(arm)
+            task = instruction_task(self.config.general.instruction_items)
         return workers.AnswerWork(
             job=job.id,
             arm=arm,
-            sets=sets[job.kind],
-            task=self.task,
+            sets=SETS[job.kind],
+            task=task,
             model_dir=model_dir.resolve(),
             adapter_dir=adapter_dir.resolve() if adapter_dir else None,
             step=step,
@@ -193,13 +235,22 @@ class Executor:
             devices=job.devices,
             plugins=self._plugins(),
             rule=self._rule(job),
-            num_labels=len(self.task.items["train"]) if checkpoint is not None else None,
+            num_labels=self._num_labels(arm.name if arm.is_tuned else arm.on or "")
+            if checkpoint is not None
+            else None,
             usd_per_device_second=self.config.pricing.usd_per_device_second,
             done=tuple(e for e in self.directory(job).events() if isinstance(e, SampleRecord)),
             log_path=self.log_directory(job) / "0.log",
             actors=engine_actors(arm, self.machine),
             kernels_impl=self.config.kernels.impl.name,
+            probe=record.probe if record is not None and job.kind in ("evaluate", "curve") else (),
+            trained_dtype=record.dtype if record is not None else "float32",
         )
+
+    def _num_labels(self, name: str) -> int:
+        """Labelled examples that an arm trains on."""
+        mix = self.mixes.get(name)
+        return mix.num_labels if mix else len(self.task.items["train"])
 
     def _renderer_sha256(self, arm: Arm) -> str:
         from evaluation.rendering import Renderer
@@ -215,7 +266,7 @@ class Executor:
         """The checkpoint that a job answers with, or None for the base model."""
         arm = self._arm(job)
         name = arm.name if arm.is_tuned else arm.on
-        if name is None:
+        if name is None or job.kind.endswith("_base"):
             return None
         if name not in self.arms:
             return Path(name)

@@ -7,6 +7,7 @@ import re
 from conf.errors import ConfigError
 
 _SECRET = re.compile(r"(api[_-]?key|token|secret|password|passwd)(=|$)", re.IGNORECASE)
+_PEFT_ARGUMENT = re.compile(r"^(arms\.[^.=]+\.peft\.[^=]+=)")
 _DIGIT_GROUP = re.compile(r"^(zero)=([0-3])$")
 
 
@@ -19,7 +20,8 @@ def rewrite(overrides: list[str]) -> list[str]:
     """Overrides with what they imply.
 
     `task.path` or `task.files` alone implies `task=file`, `model.path` alone implies `model=hub`;
-    `zero=3` is quoted, since Hydra would read the preset's name as a number.
+    `zero=3` is quoted, since Hydra would read the preset's name as a number; `arms.NAME.peft.KEY=`
+    gets Hydra's ++, since which keys there are is peft's to say.
 
     Raises:
         ConfigError: a key that looks like a secret, which would be stored with the configuration.
@@ -43,6 +45,7 @@ def rewrite(overrides: list[str]) -> list[str]:
             remedy="add pricing.source=our-contract pricing.date=2026-11",
         )
     quoted = [_DIGIT_GROUP.sub(r"\1='\2'", o) for o in overrides]
+    quoted = [_PEFT_ARGUMENT.sub(r"++\1", o) for o in quoted]
     implied = []
     if any(k == "task.path" or k.startswith("task.files") for k in keys) and "task" not in keys:
         implied.append("task=file")

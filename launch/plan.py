@@ -7,21 +7,27 @@ run, not the machine (latency excepted). The same key found finished in the cach
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.choices import TaskKind
-from conf.errors import ConfigError, NotBuiltYet
+from conf.errors import ConfigError
 from conf.groups import ModelConfig
 from conf.hashing import plain, sha256_of, sha256_of_file
-from conf.methods import GivenMethod, TfidfMethod
+from conf.methods import GivenMethod, LoraMethod, TfidfMethod, TunedMethod
 from conf.resolve import Arm
 from conf.schema import RunConfig
+from launch.planned import Estimate as Estimate
+from launch.planned import TrainingPlan as TrainingPlan
 
 # Raised by hand when a change alters records that a job leaves; cached jobs of older numbers are
 # then not found any more.
-RECORDS_VERSION = 2
+RECORDS_VERSION = 3
+# How a training is kept safe, not what it computes; nor do its workers determine it, so that a run
+# stopped on two goes on with one.
+STATE_KEYS = ("state_every_steps", "keep_states")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -43,18 +49,11 @@ class ModelSource:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Estimate:
-    """What a job is expected to need. None: not estimated."""
-
-    tokens: int | None = None
-    seconds: float | None = None
-    usd: float | None = None
-    memory_bytes: int | None = None
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
 class Job:
-    """A unit of the plan. kind: model | rows | train | evaluate | curve | latency | reference.
+    """A unit of the plan.
+
+    kind: model | rows | train | evaluate | curve | general | general_base | instructions |
+    instructions_base | latency | reference.
 
     point: curve jobs only, which of the training's intermediate checkpoints (0 is the first).
     is_exclusive: nothing else may run on the machine at the same time.
@@ -91,14 +90,8 @@ class TaskFacts:
 
 
 def check_arms(arms: Mapping[str, Arm], task: TaskFacts) -> None:
-    """Refuse arms that cannot run on this task, or that no room can do yet."""
+    """Refuse arms that cannot run on this task."""
     for name, arm in arms.items():
-        if arm.kind == "instruction":
-            raise NotBuiltYet(
-                f"arms.{name} (instruction tuning on a mix of sources)",
-                instead="fine-tune on prompt/completion pairs: "
-                "python launch.py +exp=lora task.path=pairs.json",
-            )
         if arm.kind == "tfidf" and task.kind is not TaskKind.classification:
             raise ConfigError(
                 f"arms.{name}",
@@ -124,6 +117,7 @@ def build_plan(
     models: Mapping[str, ModelSource],
     plugins: tuple[str, ...],
     machine: Machine,
+    mixes: Mapping[str, str] | None = None,
 ) -> Plan:
     """All jobs of a run.
 
@@ -136,11 +130,12 @@ def build_plan(
         models: the base model of each arm that has one.
         plugins: sha256 of each plugin file.
         machine: what there is to run on.
+        mixes: sha256 of the mix of each arm that trains on one.
     """
     common = {"version": RECORDS_VERSION, "task": task.sha256, "plugins": plugins}
     jobs: list[Job] = _model_jobs(arms, models)
     tuned = [a for a in arms.values() if a.is_tuned]
-    rows = {a.name: _rows_job(a, models[a.name], common) for a in tuned}
+    rows = {a.name: _rows_job(a, models[a.name], common, (mixes or {}).get(a.name)) for a in tuned}
     trainings = {
         a.name: _train_job(config, a, models[a.name], rows[a.name], machine) for a in tuned
     }
@@ -151,6 +146,10 @@ def build_plan(
         else:
             kernels_impl = config.kernels.impl.name
             jobs += _answer_jobs(arm, models[arm.name], trainings, common, kernels_impl, machine)
+            for name, size in general_sets(config).items() if arm.is_tuned else ():
+                jobs += _general_jobs(
+                    name, size, config, arm, models[arm.name], trainings[arm.name], machine
+                )
     return Plan(jobs=_one_after_another(jobs))
 
 
@@ -178,12 +177,19 @@ def _needs_model(source: ModelSource) -> tuple[str, ...]:
 def workers_of(config: RunConfig, machine: Machine) -> int:
     """Training workers: as asked, else one per accelerator, or on CPU one per node.
 
-    On CPU a worker uses its node's cores as threads: two one-thread workers would send each full
-    gradient (540 MB for 135M parameters) over gloo at every step.
+    Of accelerators only as many as get equal shares of every arm's batch: with a batch of 8 on 32
+    devices the other 24 would have nothing to do. On CPU a worker uses its node's cores as threads:
+    two one-thread workers would send each full gradient (540 MB for 135M parameters) over gloo at
+    every step.
     """
     if config.cluster.workers is not None:
         return config.cluster.workers
-    return config.cluster.nodes if machine.device == "cpu" else machine.devices
+    if machine.device == "cpu":
+        return config.cluster.nodes
+    given = [getattr(method, "trainer", None) for method in config.arms.values()]
+    sizes = [g.batch_size for g in given if g is not None and g.batch_size is not None]
+    batch = math.gcd(config.trainer.batch_size, *sizes)
+    return max(n for n in range(1, machine.devices + 1) if batch % n == 0)
 
 
 def threads_of(workers: int, machine: Machine) -> int:
@@ -220,7 +226,10 @@ def devices_per_actor(actors: int, machine: Machine) -> int:
 
 
 def dtype_name(arm: Arm, device: str) -> str:
-    """What an arm's model computes in."""
+    """What an arm's model is held in when it answers: nf4 where it was trained on that."""
+    method = arm.training
+    if isinstance(method, LoraMethod) and method.quantization is not None:
+        return method.quantization.name
     return model_dtype(arm.model, device)
 
 
@@ -236,13 +245,13 @@ def _model_facts(arm: Arm, source: ModelSource, device: str) -> list[object]:
     return [source.key, dtype_name(arm, device), device, model.layout, model.max_length]
 
 
-def _rows_job(arm: Arm, source: ModelSource, common: object) -> Job:
+def _rows_job(arm: Arm, source: ModelSource, common: object, mix: str | None) -> Job:
     """The prepare job of a training: its prompts and targets, rendered and tokenised once."""
     method = arm.answering
     prompt = [method.prompt, method.num_shots, method.shot_selection, method.draw, method.persona]
     prompt += [method.instruction, _prompt_file(method.prompt)]
     model = [source.key, arm.model.layout, arm.model.max_length]
-    key = {"kind": "rows", "common": common, "prompt": prompt, "model": model}
+    key = {"kind": "rows", "common": common, "prompt": prompt, "model": model, "mix": mix}
     return Job(
         id=f"rows:{arm.name}",
         kind="rows",
@@ -262,19 +271,15 @@ def _train_job(
     config: RunConfig, arm: Arm, source: ModelSource, rows: Job, machine: Machine
 ) -> Job:
     workers = workers_of(config, machine)
-    method = {
-        name: value
-        for name, value in plain(arm.method).items()
-        if name in ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules")
-    }
+    shared = {f.name for f in dataclasses.fields(TunedMethod)} - {"kind"}
+    method = {k: v for k, v in plain(arm.training).items() if k not in shared}
     key = {
         "kind": "train",
         "rows": rows.key,
         "method": method,
-        "trainer": arm.trainer,
+        "trainer": {k: v for k, v in plain(arm.trainer).items() if k not in STATE_KEYS},
         "zero": arm.zero,
         "model": _model_facts(arm, source, machine.device),
-        "workers": workers,
         "kernels": config.kernels.impl.name,
     }
     devices = workers * threads_of(workers, machine)
@@ -349,6 +354,48 @@ def _answer_jobs(
             )
         )
     return jobs
+
+
+def general_sets(config: RunConfig) -> dict[str, int]:
+    """Sets that each tuned model and its base are asked besides the task: name -> items."""
+    general = config.general
+    sizes = {"general": general.items, "instructions": general.instruction_items}
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _general_jobs(
+    name: str,
+    num_items: int,
+    config: RunConfig,
+    arm: Arm,
+    source: ModelSource,
+    training: Job,
+    machine: Machine,
+) -> tuple[Job, Job]:
+    """One of the general sets, asked of the arm's base model and of the tuned one.
+
+    The base model's key has nothing of the arm in it, so that arms on one base ask it once.
+    """
+    actors = engine_actors(arm, machine)
+    determined = {
+        "version": RECORDS_VERSION,
+        "items": num_items,
+        "engine": dataclasses.replace(arm.engine, actors=None),
+        "kernels": config.kernels.impl.name,
+        "model": _model_facts(arm, source, machine.device),
+    }
+
+    def job(kind: str, after: Job | None) -> Job:
+        return Job(
+            id=f"{kind}:{arm.name}",
+            kind=kind,
+            arm=arm.name,
+            key=sha256_of({"kind": kind, "training": after and after.key, **determined}),
+            depends_on=_needs_model(source) + ((after.id,) if after else ()),
+            devices=actors * devices_per_actor(actors, machine),
+        )
+
+    return job(f"{name}_base", None), job(name, training)
 
 
 def _reference_job(arm: Arm, common: object) -> Job:

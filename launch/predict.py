@@ -1,42 +1,44 @@
 """`python -m launch.predict RUN arm=NAME FILE OUT`: apply an arm of a finished run to new rows.
 
 FILE needs the run's input column (and context or choices where the task has them); labels are not
-needed and not read. OUT is CSV or JSONL: the row's id and the answer.
+needed and not read. OUT is CSV or JSONL: the row's id and the answer. The same command goes on
+where a killed one ended: finished answers lie beside OUT until it is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
-from conf.hashing import sha256_of
-from conf.methods import AnsweringMethod
-from conf.records import Item, SampleRecord
-from conf.resolve import Arm, resolve_arms
-from conf.restore import restore_config
-from conf.schema import RunConfig
+from conf.hashing import plain, sha256_of
+from conf.methods import TfidfMethod
+from conf.records import Item, Progress, SampleRecord, from_dict, to_dict
 from launch.cli import guarded
+from launch.finished import FinishedArm, find_arm, split_arguments
 
 if TYPE_CHECKING:
-    from evaluation.run_records import RunRecords
+    from conf.groups import ColumnsConfig
+    from evaluation.readers import RawRow
     from evaluation.tasks import Task
 
 USAGE = "python -m launch.predict outputs/RUN arm=lora new.csv answers.csv"
+SECONDS_BETWEEN_NOTES = 5.0
 
 
 def predict(arguments: Sequence[str]) -> int:
     """Answer the rows of a file and write the answers."""
-    named = [a for a in arguments if a.startswith("arm=")]
-    rest = [a for a in arguments if not a.startswith("arm=")]
-    if len(named) != 1 or len(rest) != 3:
+    named, rest = split_arguments(arguments, keys=("arm",))
+    if "arm" not in named or len(rest) != 3:
         raise ConfigError(
             "python -m launch.predict",
             found=" ".join(arguments) or "nothing",
@@ -44,128 +46,241 @@ def predict(arguments: Sequence[str]) -> int:
             remedy=USAGE,
         )
     run, source, target = (Path(a) for a in rest)
-    from evaluation.plugins import load_plugins
-    from evaluation.run_records import read_run
-    from evaluation.tasks import load_task
-
-    records = read_run(run)
-    config = restore_config(records.config)
-    load_plugins(config.plugins)
-    arm = _arm(config, records, named[0].removeprefix("arm="))
-    task = load_task(config.task)
-    items = read_items(source, config, task)
     if target.suffix not in (".csv", ".jsonl"):
         raise ConfigError("OUT", found=target.name, expected="a name ending in .csv or .jsonl")
-    print(f"{len(items)} rows with {arm.name} of {run.name}", flush=True)
-    answers = _answers(config, records, arm, dataclasses.replace(task, items=_only(task, items)))
+    found = find_arm(run, named["arm"], with_reference=True, usage=USAGE)
+    items = read_items(source, found.config.task.columns, found.task)
+    print(f"{len(items)} rows with {found.arm.name} of {run.name}", flush=True)
+    with contextlib.closing(Kept(target, key=_key(found, items))) as kept:
+        answers = final_answers(found, kept.records + list(_answered(found, items, kept)))
     write_answers(target, items, answers)
+    kept.remove()
     print(f"Written: {target}")
     return 0
 
 
-def _arm(config: RunConfig, records: RunRecords, name: str) -> Arm:
-    """The arm of that name, if it finished and answers through a model."""
-    arms = resolve_arms(config)
-    done = [n for n, a in arms.items() if isinstance(a.method, AnsweringMethod)]
-    done = [n for n in done if records.arms[n].status == "done"]
-    if name not in done:
-        raise ConfigError(
-            "arm",
-            found=name,
-            expected=f"a finished arm of this run: {', '.join(done) or 'there is none'}",
-            remedy=USAGE,
-        )
-    return arms[name]
-
-
-def read_items(path: Path, config: RunConfig, task: Task) -> tuple[Item, ...]:
+def read_items(path: Path, columns: ColumnsConfig, task: Task) -> tuple[Item, ...]:
     """The rows as test items; the answer key is a training item's, and never looked at.
 
     Raises:
         DataError: a file that cannot be read, a missing column, an empty input, or a double id.
     """
-    from evaluation.readers import read_rows, text_of
-    from evaluation.rows import choices_of
+    from evaluation.readers import read_rows
 
-    columns, model = config.task.columns, task.items["train"][0]
+    model = task.items["train"][0]
+    rows = read_rows(path)
+    needed = _needed_columns(rows[0], columns, task, path)
     found: dict[str, Item] = {}
-    for number, row in enumerate(read_rows(path)):
-        cells = {k: text_of(v) for k, v in row.values.items()}
-        text = cells.get(columns.input) or cells.get(columns.prompt)
-        if not text:
-            raise DataError(
-                row.where,
-                found=f"no text in column {columns.input}; columns: {', '.join(cells)}",
-                expected=f"a text in column {columns.input}, as in the run",
-            )
-        choices = choices_of(row.values.get(columns.choices))
-        item = dataclasses.replace(
-            model,
-            id=cells.get(columns.id) or str(number),
-            split="test",
-            input=text,
-            context=cells.get(columns.context) or None,
-            choices=choices,
-            label=choices[0] if task.kind is TaskKind.multiple_choice else model.label,
-            sha256=sha256_of([cells.get(columns.context), text, choices]),
-        )
+    for number, row in enumerate(rows):
+        item = _item(row, number, columns, needed, model=model, task=task)
         if item.id in found:
             raise DataError(row.where, found=f"id {item.id} again", expected="one row per id")
         found[item.id] = item
     return tuple(found.values())
 
 
-def _only(task: Task, items: tuple[Item, ...]) -> dict[str, tuple[Item, ...]]:
-    return {**task.items, "test": items}
+def _needed_columns(
+    row: RawRow, columns: ColumnsConfig, task: Task, path: Path
+) -> Mapping[str, str]:
+    """What an item needs -> the column that has it. DataError where one is missing."""
+    is_prompt = columns.input not in row.values and columns.prompt in row.values
+    needed = {"input": columns.prompt if is_prompt else columns.input}
+    if any(item.context for item in task.items["train"]):
+        needed["context"] = columns.context
+    if task.kind is TaskKind.multiple_choice:
+        needed["choices"] = columns.choices
+    missing = [column for column in needed.values() if column not in row.values]
+    if missing:
+        raise DataError(
+            str(path),
+            found=f"columns {', '.join(map(str, row.values))}",
+            expected=f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)}, as in the run",
+            remedy="rename the file's columns to those of the run's own data",
+        )
+    return needed
 
 
-def _answers(
-    config: RunConfig, records: RunRecords, arm: Arm, task: Task
-) -> dict[str, SampleRecord]:
-    """Answer the test items in this process, as the run's own evaluation did."""
-    from evaluation.models import locate
+def _item(
+    row: RawRow,
+    number: int,
+    columns: ColumnsConfig,
+    needed: Mapping[str, str],
+    *,
+    model: Item,
+    task: Task,
+) -> Item:
+    from evaluation.duplicates import content_sha256
+    from evaluation.readers import text_of
+    from evaluation.rows import choices_of
+
+    cells = {name: text_of(value) for name, value in row.values.items()}
+    text = cells[needed["input"]]
+    if not text:
+        column = needed["input"]
+        raise DataError(row.where, found=f"no text in column {column}", expected="a text")
+    choices: tuple[str, ...] = ()
+    if "choices" in needed:
+        choices = choices_of(row.values.get(needed["choices"]))
+        if len(set(choices)) < 2 or len(set(choices)) < len(choices) or "" in choices:
+            raise DataError(
+                row.where,
+                found=f"{cells[needed['choices']]!r} in column {needed['choices']}",
+                expected="two or more different choices",
+                remedy='write a JSON list, ["one", "two"], or one|two',
+            )
+    context = cells.get(columns.context) or None
+    return dataclasses.replace(
+        model,
+        id=cells.get(columns.id) or str(number),
+        split="test",
+        input=text,
+        context=context,
+        choices=choices,
+        label=choices[0] if choices else model.label,
+        rationale=None,
+        slices={name: cells[name] for name in model.slices if cells.get(name)},
+        sha256=content_sha256(text=text, context=context, choices=choices),
+    )
+
+
+def _key(found: FinishedArm, items: Sequence[Item]) -> str:
+    """What the kept answers of a killed attempt must agree in to be gone on from."""
+    record = found.checkpoint_record
+    rows = [[item.id, item.sha256, item.slices] for item in items]
+    weights = record.files if record is not None else str(found.model_dir)
+    return sha256_of([plain(found.arm), found.task.sha256, weights, rows])
+
+
+class Kept:
+    """Finished answers beside OUT, a record a line, so that a killed prediction goes on.
+
+    The first line says what they belong to; those of another arm, file or model are not used.
+    """
+
+    def __init__(self, target: Path, *, key: str) -> None:
+        from launch.store import Lines, read_lines, write_atomically
+
+        self._path = target.with_name(f".{target.name}.answers.jsonl")
+        lines = list(read_lines(self._path))
+        is_ours = bool(lines) and lines[0].get("key") == key
+        self.records = [from_dict(SampleRecord, line) for line in lines[1:]] if is_ours else []
+        # Written again rather than appended to: a killed writer's last line may be half a line.
+        whole = [{"key": key}, *map(to_dict, self.records)]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in whole))
+        self._lines = Lines(self._path)
+
+    def append(self, record: SampleRecord) -> None:
+        """Keep one more answer."""
+        self._lines.append(record)
+
+    def close(self) -> None:
+        """Stop writing; the answers stay for the next attempt."""
+        self._lines.close()
+
+    def remove(self) -> None:
+        """The answers are all written: nothing is left to go on from."""
+        self._path.unlink()
+
+
+def _answered(found: FinishedArm, items: tuple[Item, ...], kept: Kept) -> Iterator[SampleRecord]:
+    """Answer the items in this process, as the run's own evaluation did; keeps each answer."""
+    task = dataclasses.replace(found.task, items={**found.task.items, "test": items})
+    notes = _Notes(len(kept.records))
+    for event in _events(found, task, kept):
+        if isinstance(event, SampleRecord) and event.set == "test":
+            kept.append(event)
+            yield event
+        elif isinstance(event, Progress):
+            notes.show(event)
+
+
+def _events(found: FinishedArm, task: Task, kept: Kept) -> Iterator[Any]:
+    if isinstance(found.arm.method, TfidfMethod):
+        from evaluation.references import tfidf
+
+        yield from tfidf(task, job="predict", arm=found.arm.name)
+        return
+    from launch import workers
+
+    for events in workers.Evaluator().answer(_work(found, task, kept)):
+        yield from events
+
+
+def _work(found: FinishedArm, task: Task, kept: Kept) -> Any:
+    """The work of the run's own evaluation, on other items and in this process."""
     from launch import workers
     from launch.cluster import local_machine
-    from launch.execute import read_checkpoint
 
+    config, arm, record = found.config, found.arm, found.checkpoint_record
     machine = local_machine(config.cluster)
-    place = locate(
-        arm.model, cache=Path(config.run.root) / ".cache", texts_sha256=str(records.task["sha256"])
-    )
-    name = arm.name if arm.is_tuned else arm.on
-    checkpoint = None
-    if name is not None:
-        own = records.path / "arms" / name / "final" / "checkpoint"
-        checkpoint = own if own.is_dir() else Path(name)
-    is_full = checkpoint is not None and read_checkpoint(checkpoint).kind == "full"
-    work = workers.AnswerWork(
+    assert found.model_dir is not None
+    is_whole = found.checkpoint is not None and not found.is_adapter
+    return workers.AnswerWork(
         job="predict",
         arm=arm,
         sets=("test",),
         task=task,
-        model_dir=checkpoint if is_full and checkpoint else place.path,
-        adapter_dir=None if is_full else checkpoint,
+        model_dir=found.checkpoint if is_whole and found.checkpoint else found.model_dir,
+        adapter_dir=found.checkpoint if found.is_adapter else None,
         step=None,
         train_seed=None,
         machine=machine,
         devices=machine.devices_per_node if machine.device == "cpu" else 1,
         plugins=tuple(str(Path(p).resolve()) for p in config.plugins),
-        rule=records.arms[arm.name].rule,
+        rule=found.records.arms[arm.name].rule,
         kernels_impl=config.kernels.impl.name,
         num_labels=None,
         usd_per_device_second=None,
-        done=(),
-        log_path=records.path / "logs" / "predict" / "0.log",
+        done=tuple(kept.records),
+        log_path=found.records.path / "logs" / "predict" / "0.log",
+        probe=record.probe if record is not None else (),
+        trained_dtype=record.dtype if record is not None else "float32",
     )
-    answers: dict[str, SampleRecord] = {}
-    for events in workers.Evaluator().answer(work):
-        for event in events:
-            if isinstance(event, SampleRecord) and event.set == "test":
-                answers[event.item_id] = event  # a later call of the same item replaces its thought
-    return answers
 
 
-def write_answers(path: Path, items: Sequence[Item], answers: dict[str, SampleRecord]) -> None:
+class _Notes:
+    """How far a prediction is, on stderr, every few seconds."""
+
+    def __init__(self, num_kept: int) -> None:
+        self._begun = self._last = time.monotonic()
+        self._stream = sys.stderr  # as it is now: while an engine answers, stderr is its log
+        if num_kept:
+            self._print(f"{num_kept} answers found of an earlier attempt")
+
+    def show(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_NOTES:
+            self._last = now
+            seconds = now - self._begun
+            self._print(f"{progress.done}/{progress.total} {progress.unit} in {seconds:.0f} s")
+
+    def _print(self, note: str) -> None:
+        print(note, file=self._stream, flush=True)
+
+
+def final_answers(found: FinishedArm, records: Sequence[SampleRecord]) -> dict[str, SampleRecord]:
+    """Item -> the record that holds its answer: of the last call, and of the vote if there is one.
+
+    Without a vote the first of several sampled repeats answers.
+    """
+    from evaluation.task_defaults import LABEL_KINDS
+    from evaluation.voting import ballot, majority
+
+    last: dict[str, dict[int, SampleRecord]] = {}
+    for record in sorted(records, key=lambda r: (r.repeat, r.call)):
+        last.setdefault(record.item_id, {})[record.repeat] = record
+    rule = found.records.arms[found.arm.name].rule
+    is_voted = rule is not None and rule.is_voted
+    is_label = found.task.kind in LABEL_KINDS
+    chosen = {}
+    for item_id, by_repeat in last.items():
+        repeats = list(by_repeat.values())
+        ballots = [ballot(r.answer, is_label=is_label) for r in repeats]
+        chosen[item_id] = repeats[(majority(ballots) or 0) if is_voted else 0]
+    return chosen
+
+
+def write_answers(path: Path, items: Sequence[Item], answers: Mapping[str, SampleRecord]) -> None:
     """One line per row, in the file's order; a failed item has an empty answer and says why."""
     from launch.store import write_atomically
 

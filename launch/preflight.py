@@ -10,11 +10,19 @@ from typing import Literal
 
 from conf.errors import ClusterError, ConfigError, ModelError, NotBuiltYet
 from conf.hashing import plain, sha256_of
-from conf.methods import AnsweringMethod, GivenMethod, LoraMethod, check_answering
+from conf.methods import (
+    AnsweringMethod,
+    GivenMethod,
+    InstructionMethod,
+    LoraMethod,
+    PeftMethod,
+    check_answering,
+)
 from conf.resolve import Arm, resolve_arms
 from conf.schema import RunConfig, non_finite_keys
 from evaluation.calls import check_labels
 from evaluation.engines import check_engine
+from evaluation.mix import Mix, make_mix
 from evaluation.model_facts import ModelFacts, facts
 from evaluation.models import ModelPlace, locate
 from evaluation.plugins import load_plugins
@@ -25,10 +33,13 @@ from evaluation.tasks import Task, load_task
 from evaluation.voting import check_voting
 from kernels.dispatch import KernelsNotBuilt, choose
 from launch import plan as planning
-from launch.cluster import check_cluster, local_machine
+from launch.cluster import check_cluster, local_machine, planned_machine
 from launch.estimate import with_estimates
+from launch.method_checks import check_quantization
 from launch.plan import Machine, ModelSource, Plan, TaskFacts
+from launch.rates import price_of
 from launch.tracking import mode_of
+from training.peft_methods import check_peft_method
 
 NOT_BUILT_EXPERIMENTS = {
     "label_curve": "compare a few sizes by hand: python launch.py +exp=compare task.limit.train=50",
@@ -48,6 +59,7 @@ class Checked:
     arms: dict[str, Arm]
     places: dict[str, ModelPlace]
     model_facts: dict[str, ModelFacts]  # of the base models that are ready
+    mixes: dict[str, Mix]  # of the arms that train on a mix of sources
     machine: Machine
     plan: Plan
     wandb_mode: Literal["online", "offline", "off"]
@@ -65,14 +77,21 @@ def check(config: RunConfig, *, exp: str | None, command: str) -> Checked:
         Refused: with the key or file, what was found, what is expected, and what to write.
     """
     _check_values(config, exp)
-    check_cluster(config.cluster)
+    if not is_planned(config):
+        check_cluster(config.cluster)
     plugins = load_plugins(config.plugins)
     task = load_task(config.task)
     name = _run_name(config, exp or "run")
     config = planning.with_reference(config, TaskFacts(sha256=task.sha256, kind=task.kind))
     arms = _checked_arms(config, task)
-    machine = local_machine(config.cluster)
+    mixes = {
+        name: make_mix(arm, task, task_source=config.task.source)
+        for name, arm in arms.items()
+        if isinstance(arm.method, InstructionMethod)
+    }
+    machine = (planned_machine if is_planned(config) else local_machine)(config.cluster)
     _check_kernels(config, machine)
+    check_quantization(arms, machine)
     places = _places(config, arms, task)
     ready = {n: facts(p.path) for n, p in places.items() if p.kind == "ready"}
     _check_models(arms, ready)
@@ -96,16 +115,10 @@ def check(config: RunConfig, *, exp: str | None, command: str) -> Checked:
         models=sources,
         plugins=plugins,
         machine=machine,
+        mixes={name: mix.sha256 for name, mix in mixes.items()},
     )
-    plan = with_estimates(
-        plan,
-        arms=arms,
-        task=task,
-        places=places,
-        machine=machine,
-        usd_per_device_second=config.pricing.usd_per_device_second,
-    )
-    _check_budget(config, plan)
+    plan = with_estimates(plan, config=config, arms=arms, task=task, places=places, machine=machine)
+    _check_budget(config, plan, machine)
     return Checked(
         config=config,
         exp=exp or "run",
@@ -115,10 +128,16 @@ def check(config: RunConfig, *, exp: str | None, command: str) -> Checked:
         arms=arms,
         places=places,
         model_facts=ready,
+        mixes=mixes,
         machine=machine,
         plan=plan,
         wandb_mode=mode_of(config),
     )
+
+
+def is_planned(config: RunConfig) -> bool:
+    """Whether the plan is for a named accelerator, which need not be here."""
+    return config.dry_run and config.cluster.device.is_named
 
 
 def _check_values(config: RunConfig, exp: str | None) -> None:
@@ -180,6 +199,8 @@ def _checked_arms(config: RunConfig, task: Task) -> dict[str, Arm]:
                 check_voting(task.scoring, key=f"arms.{arm.name}")
             get_style(arm.method.prompt, key=f"arms.{arm.name}.prompt")
             _check_prompt(arm, task)
+            if isinstance(arm.method, PeftMethod):
+                check_peft_method(f"arms.{arm.name}", arm.method)
         elif isinstance(arm.method, GivenMethod):
             read_given(Path(arm.method.path), task)
     return arms
@@ -307,9 +328,9 @@ def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) ->
             )
 
 
-def _check_budget(config: RunConfig, plan: Plan) -> None:
+def _check_budget(config: RunConfig, plan: Plan, machine: Machine) -> None:
     """Refuse a run whose estimate is over its budget. What is unknown is not counted."""
-    if config.budget.max_usd is not None and config.pricing.usd_per_device_second is None:
+    if config.budget.max_usd is not None and price_of(config, machine) is None:
         raise ConfigError(
             "budget.max_usd",
             found=f"{config.budget.max_usd:g}, and no price of a device-hour",

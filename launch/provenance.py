@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.hashing import plain
+from evaluation.general_set import general_items
+from evaluation.instructions import requests
 from launch import cluster
 from launch.preflight import Checked
 from launch.store import RunDirectory, write_json
@@ -63,12 +65,27 @@ def write_facts(checked: Checked, run: RunDirectory) -> None:
                 "name": checked.config.model.name,
                 "path": checked.config.model.path,
                 "note": checked.config.model.note,
+                "directory": _directory(checked),
                 **(plain(dataclasses.asdict(base)) if base else {}),
             },
         },
     )
     write_json(run.path / "plan.json", checked.plan)
-    run.write_items([i for s in ("train", "validation", "test") for i in task.items[s]])
+    items = [i for s in ("train", "validation", "test") for i in task.items[s]]
+    if any(job.kind == "general" for job in checked.plan.jobs):
+        items += general_items(checked.config.general.items)
+    if any(job.kind == "instructions" for job in checked.plan.jobs):
+        items += requests(is_test=True)[: checked.config.general.instruction_items]
+    run.write_items(items)
+
+
+def _directory(checked: Checked) -> str | None:
+    """Where the run's base model is, or will be; None where no arm has one."""
+    place = next((checked.places[n] for n in checked.arms if n in checked.places), None)
+    if place is None:
+        return None
+    here = Path.cwd()
+    return str(place.path.relative_to(here) if place.path.is_relative_to(here) else place.path)
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from conf.errors import (
     Refused,
 )
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary
+from launch.attempts import Steps, ask_to_stop, redone, standing_ledger, training_ledger, whole
 from launch.budget import Budget
 from launch.live import Live
 from launch.plan import Job
@@ -19,9 +20,14 @@ from launch.preflight import Checked
 from launch.scheduler import JobState
 from launch.store import JobDirectory, RunDirectory, link_tree, renamed, write_json
 from launch.tracking import Tracker
+from training.job import TrainingStopped
+from training.state import remove_states
 
 # Kinds of jobs that go on from the records of a killed attempt; others start again.
-RESUMABLE = ("evaluate", "curve")
+RESUMABLE = (
+    *("train", "evaluate", "curve", "general", "general_base"),
+    *("instructions", "instructions_base"),
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,19 +40,52 @@ class Recorder:
     budget: Budget
     live: Live
     hardware: str
+    halt: BaseException | None = None  # why the run ends as soon as trainings have saved
     _jobs: dict[str, JobDirectory] = field(default_factory=dict)
+    _steps: dict[str, Steps] = field(default_factory=dict)
+    # What earlier invocations paid: by job, so that this one's expenses are told apart.
+    _paid: dict[str, set[LedgerLine | TrainRecord]] = field(default_factory=dict)
+    _is_stopping: bool = False
+    _mirrored: dict[str, int] = field(default_factory=dict)  # the last step sent to the tracker
 
     def on_start(self, state: JobState) -> None:
-        """Journal the start; what a killed attempt spent comes back onto the bill."""
+        """Journal the start; what earlier attempts did and spent comes back."""
         job = state.job
         directory = JobDirectory(self.checked.root, job.key)
         kept = directory.begin(keeps_records=job.kind in RESUMABLE)
         self._jobs[job.id] = directory
         self.run.journal("job_started", job=job.id, arm=job.arm, data={"attempt": state.attempts})
+        if state.attempts == 1:
+            self._paid[job.id] = {e for e in kept if isinstance(e, LedgerLine | TrainRecord)}
         for event in kept:
-            shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
-            self.run.append(shown, job=job.id, arm=job.arm)
+            # The bill is stated anew with each start; this invocation's own records are there.
+            if isinstance(event, LedgerLine) or state.attempts == 1:
+                self._show(event, job)
+        if job.kind == "train":
+            self._resume_steps(state, [e for e in kept if isinstance(e, TrainRecord)])
         self.live.start(state)
+
+    def _show(self, event: Any, job: Job) -> None:
+        """Put a record into the run directory; a training's steps are written by themselves."""
+        if not isinstance(event, TrainRecord):
+            is_paid = isinstance(event, LedgerLine) and event in self._paid[job.id]
+            shown = renamed(event, job=job.id, arm=job.arm, is_reused=is_paid)
+            self.run.append(shown, job=job.id, arm=job.arm)
+
+    def _resume_steps(self, state: JobState, records: list[TrainRecord]) -> None:
+        """Write the steps that earlier attempts left, and mirror those of earlier invocations."""
+        job = state.job
+        self._steps[job.id] = Steps(standing=records)
+        self._write_steps(job)
+        for record in records if state.attempts == 1 else ():
+            shown = renamed(record, job=job.id, arm=job.arm, is_reused=True)
+            self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
+            self._mirrored[job.id] = record.step
+
+    def _write_steps(self, job: Job) -> None:
+        standing = self._steps[job.id].standing
+        shown = [renamed(r, job=job.id, arm=job.arm, is_reused=False) for r in standing]
+        self.run.rewrite_steps(job.arm, [r for r in shown if isinstance(r, TrainRecord)])
 
     def on_event(self, state: JobState, event: Any) -> None:
         """Keep a record in the job's directory and the run's, and mirror it."""
@@ -54,16 +93,60 @@ class Recorder:
         self.live.event(state, event)
         if isinstance(event, Progress):
             return
+        if isinstance(event, TrainRecord):
+            self._on_step(state, event)
+            return
+        if isinstance(event, TrainSummary):
+            event = self._on_summary(job, event)
         self._jobs[job.id].append(event)
         shown = renamed(event, job=job.id, arm=job.arm, is_reused=False)
         self.run.append(shown, job=job.id, arm=job.arm)
         seconds = time.monotonic() - (state.started or time.monotonic())
         self.tracker.event(job.arm, shown, job_seconds=seconds, devices=job.devices)
-        if isinstance(event, TrainRecord) or isinstance(event, LedgerLine) and job.kind != "train":
+        if isinstance(event, LedgerLine):
             self.budget.spend(event.device_seconds)
-        elif isinstance(event, TrainSummary):
-            for line in training_ledger(event, job):
-                self.on_event(state, line)
+
+    def _on_step(self, state: JobState, record: TrainRecord) -> None:
+        """A training step; one that was there before makes it, and those after it, void."""
+        job = state.job
+        self.budget.spend(record.device_seconds)
+        self._jobs[job.id].append(record)
+        void = self._steps[job.id].add(record)
+        shown = renamed(record, job=job.id, arm=job.arm, is_reused=False)
+        if void:
+            self._write_steps(job)
+            self._bill_void(job, void)
+        else:
+            self.run.append(shown, job=job.id, arm=job.arm)
+        if record.step > self._mirrored.get(job.id, 0):
+            self._mirrored[job.id] = record.step
+            self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
+
+    def _bill_void(self, job: Job, void: list[TrainRecord]) -> None:
+        paid = [r for r in void if r in self._paid[job.id]]
+        now = [r for r in void if r not in self._paid[job.id]]
+        for records, is_reused in ((paid, True), (now, False)):
+            if records:
+                line = redone(records, job=job.id, arm=job.arm)
+                shown = renamed(line, job=job.id, arm=job.arm, is_reused=is_reused)
+                self.run.append(shown, job=job.id, arm=job.arm)
+
+    def _on_summary(self, job: Job, summary: TrainSummary) -> TrainSummary:
+        """Bill a finished training with all its attempts; returns its summary over all of them."""
+        steps = self._steps[job.id]
+        complete = whole(summary, steps)
+        paid = [r for r in steps.standing if r in self._paid[job.id]]
+        for line in training_ledger(complete, job=job.id, arm=job.arm, paid=paid):
+            self._jobs[job.id].append(line)
+            self.run.append(line, job=job.id, arm=job.arm)
+        return complete
+
+    def on_retry(self, state: JobState) -> None:
+        """Journal a lost attempt; the next one takes in what its worker wrote."""
+        self._jobs.pop(state.job.id).close()
+        facts = {"attempt": state.attempts, "error": state.reason}
+        self.run.journal("attempt_lost", job=state.job.id, arm=state.job.arm, data=facts)
+        self.live.note(f"{state.job.id}: {state.reason}")
 
     def on_end(self, state: JobState) -> None:
         """Mark a job done or failed; only a whole job is ever reused."""
@@ -72,6 +155,8 @@ class Recorder:
         if state.status == "done":
             assert directory is not None
             directory.finish(seconds=state.seconds, hardware=self.hardware)
+            if job.kind == "train":
+                remove_states(directory.points)
             self.run.journal(
                 "job_done",
                 job=job.id,
@@ -84,6 +169,7 @@ class Recorder:
         else:
             if directory is not None:
                 directory.close()
+                self._bill_unfinished(job, directory)
             self._failed(state)
         self.live.end(state)
 
@@ -111,31 +197,55 @@ class Recorder:
             }
             write_json(self.run.path / "logs" / job.id.replace(":", "-") / "error.json", error)
 
-    def on_tick(self, states: dict[str, JobState]) -> None:
-        """Let the screen move, and stop at the budget.
+    def _bill_unfinished(self, job: Job, directory: JobDirectory) -> None:
+        """State what a training that did not finish has spent; a later one states it anew."""
+        if job.kind != "train":
+            return
+        stated = list(directory.events())
+        directory.take_in_streams()
+        for event in directory.events():
+            if isinstance(event, LedgerLine) and event not in stated:
+                self._show(event, job)
+        standing = self._steps[job.id].standing
+        paid = [r for r in standing if r in self._paid[job.id]]
+        for line in standing_ledger(standing, job=job.id, arm=job.arm, paid=paid):
+            self.run.append(line, job=job.id, arm=job.arm)
 
-        An evaluation stops at once, for it goes on from its records. A training runs to its end:
-        it would start again from its first step.
+    def refusal(self, job: Job) -> str | None:
+        """Why a job may not start: the run is ending, or its budget is spent."""
+        return str(self.halt) if self.halt is not None else self.budget.refusal(job)
+
+    def why_stopped(self, error: BaseException) -> str | None:
+        """Why a training stopped, where it was this run that asked for it."""
+        if self.halt is not None and isinstance(error, TrainingStopped):
+            return f"{self.halt}; {error}"
+        return None
+
+    def on_tick(self, states: dict[str, JobState]) -> None:
+        """Let the screen move, and end the run where it has to.
+
+        An evaluation goes on from its records, so it ends at once; a training that has made steps
+        saves its state first.
+
+        Raises:
+            BudgetReached, KeyboardInterrupt: what `halt` says, once nothing has to be saved.
         """
         self.live.tick(states)
+        running = [s.job for s in states.values() if s.status == "running"]
         reason = self.budget.excess()
-        running = [s.job.kind for s in states.values() if s.status == "running"]
-        if reason is not None and running and "train" not in running:
-            raise BudgetReached(reason)
-
-
-def training_ledger(summary: TrainSummary, job: Job) -> list[LedgerLine]:
-    """A finished training's tokens by purpose; the device-seconds stand on the first line."""
-    return [
-        LedgerLine(
-            job=job.id,
-            arm=job.arm,
-            purpose="train",
-            tokens=summary.tokens,
-            device_seconds=summary.device_seconds,
-        ),
-        LedgerLine(job=job.id, arm=job.arm, purpose="padding", tokens=summary.padding_tokens),
-    ]
+        if self.halt is None and reason is not None and running:
+            self.halt = BudgetReached(reason)
+        is_done = all(s.is_over and s.status != "stopped" for s in states.values())
+        if self.halt is None or is_done:
+            return
+        saving = [j for j in running if j.id in self._steps and self._steps[j.id].first_step]
+        if not saving:
+            raise self.halt
+        if not self._is_stopping:
+            self._is_stopping = True
+            self.live.note(f"{self.halt}: the training saves its state and stops; Ctrl-C: now")
+        for job in saving:
+            ask_to_stop(JobDirectory(self.checked.root, job.key).points)
 
 
 def show_checkpoints(checked: Checked, run: RunDirectory, job: Job) -> None:

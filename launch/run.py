@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
 from rich.console import Console
 
 from conf.errors import (
@@ -11,6 +16,7 @@ from conf.errors import (
     EXIT_INTERRUPTED,
     BudgetReached,
 )
+from conf.records import TrainRecord
 from conf.results import Results
 from evaluation.run_records import read_run
 from launch import cluster
@@ -23,6 +29,7 @@ from launch.recorder import Recorder, is_finished, replay
 from launch.scheduler import JobState, Scheduler
 from launch.store import RunDirectory
 from launch.tracking import Tracker
+from training.job import TrainingStopped, WorkerLost
 
 
 def execute(checked: Checked, console: Console) -> int:
@@ -93,6 +100,7 @@ def _run_pending(checked: Checked, run: RunDirectory, console: Console) -> tuple
         places=checked.places,
         machine=checked.machine,
         run_path=run.path,
+        mixes=checked.mixes,
     )
     price = checked.config.pricing.usd_per_device_second
     with Live(console, checked.plan, usd_per_device_second=price) as live:
@@ -109,14 +117,17 @@ def _run_pending(checked: Checked, run: RunDirectory, console: Console) -> tuple
             slots=checked.machine.devices,
             run_job=executor.run,
             listener=recorder,
-            may_start=budget.refusal,
-            is_retryable=_is_lost_process,
+            may_start=recorder.refusal,
+            is_retryable=is_lost_process,
             is_finished=lambda job: is_finished(checked.root, job),
+            reached=lambda event: event.step if isinstance(event, TrainRecord) else None,
+            why_stopped=recorder.why_stopped,
         )
         try:
             live.note("starting Ray on this machine")
             cluster.start(checked.machine)
-            states = scheduler.run()
+            with _signals(recorder):  # after Ray, which sets its own
+                states = scheduler.run()
         except KeyboardInterrupt:
             live.note("stopping")
             return EXIT_INTERRUPTED, tracker
@@ -128,8 +139,28 @@ def _run_pending(checked: Checked, run: RunDirectory, console: Console) -> tuple
     return _exit_code(states), tracker
 
 
-def _is_lost_process(error: BaseException) -> bool:
-    """Whether a process or node was lost, as opposed to the job's own failure."""
+@contextmanager
+def _signals(recorder: Recorder) -> Iterator[None]:
+    """Ctrl-C or SIGTERM: the first lets a training save its state, the second ends at once."""
+
+    def halt(signum: int, frame: FrameType | None) -> None:
+        if recorder.halt is not None:
+            raise KeyboardInterrupt
+        recorder.halt = KeyboardInterrupt("interrupted")
+
+    before = {signum: signal.signal(signum, halt) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a process or node was lost, as opposed to the job's own failure.
+
+    A training that stopped by itself was told to by its worker's SIGTERM: its machine goes away.
+    """
     from ray.exceptions import (
         ActorDiedError,
         ActorUnavailableError,
@@ -138,7 +169,7 @@ def _is_lost_process(error: BaseException) -> bool:
     )
 
     lost = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError)
-    return isinstance(error, lost)
+    return isinstance(error, (*lost, WorkerLost, TrainingStopped))
 
 
 def _exit_code(states: dict[str, JobState]) -> int:

@@ -16,16 +16,21 @@ from typing import Any, Protocol
 from launch.plan import Job, Plan
 
 TICK_SECONDS = 0.25
-MAX_ATTEMPTS = 2
+MAX_ATTEMPTS = 3  # in a row, of which none got further than one before
 
 
 @dataclass(kw_only=True, slots=True)
 class JobState:
-    """Where a job is. status: waiting | running | done | reused | failed | skipped | stopped."""
+    """Where a job is. status: waiting | running | done | reused | failed | skipped | stopped.
+
+    farthest: the most that any attempt reached; fruitless: attempts since then.
+    """
 
     job: Job
     status: str = "waiting"
     attempts: int = 0
+    farthest: int = 0
+    fruitless: int = 0
     started: float | None = None
     seconds: float = 0.0
     error: BaseException | None = None
@@ -46,6 +51,9 @@ class Listener(Protocol):
     def on_event(self, state: JobState, event: Any) -> None:
         """A running job yielded an event."""
 
+    def on_retry(self, state: JobState) -> None:
+        """An attempt was lost, and the job waits for the next; reason says how."""
+
     def on_end(self, state: JobState) -> None:
         """A job is over; status says how."""
 
@@ -63,8 +71,10 @@ class Scheduler:
         run_job: yields the events of a job; raises where it fails. Called in a thread of its own.
         listener: told of everything.
         may_start: None, or why no further job may start (a budget that is spent).
-        is_retryable: whether a failure came from the machines and a second attempt may mend it.
+        is_retryable: whether a failure came from the machines and another attempt may mend it.
         is_finished: whether a job's records are in the cache, asked before it would start.
+        reached: how far an event shows its job to be, or None where attempts start from nothing.
+        why_stopped: why a job was asked to stop, where its error says that it obeyed; else None.
     """
 
     plan: Plan
@@ -74,6 +84,8 @@ class Scheduler:
     may_start: Callable[[Job], str | None]
     is_retryable: Callable[[BaseException], bool]
     is_finished: Callable[[Job], bool]
+    reached: Callable[[Any], int | None] = lambda event: None
+    why_stopped: Callable[[BaseException], str | None] = lambda error: None
     states: dict[str, JobState] = field(default_factory=dict)
     stop_reason: str | None = None
     _queue: queue.SimpleQueue[tuple[str, JobState, Any]] = field(default_factory=queue.SimpleQueue)
@@ -143,6 +155,7 @@ class Scheduler:
     def _start(self, state: JobState) -> None:
         state.status = "running"
         state.attempts += 1
+        state.fruitless += 1
         state.started = time.monotonic()
         self.listener.on_start(state)
         threading.Thread(target=self._drive, args=(state,), name=state.job.id, daemon=True).start()
@@ -166,24 +179,42 @@ class Scheduler:
             except queue.Empty:
                 return
             if kind == "event":
+                self._note_progress(state, value)
                 self.listener.on_event(state, value)
             else:
                 self._end(state, value)
                 return
+
+    def _note_progress(self, state: JobState, event: Any) -> None:
+        """An attempt that gets further than those before makes their number count anew."""
+        reached = self.reached(event)
+        if reached is not None and reached > state.farthest:
+            state.farthest, state.fruitless = reached, 0
 
     def _end(self, state: JobState, error: BaseException | None) -> None:
         assert state.started is not None
         state.seconds = time.monotonic() - state.started
         if error is None:
             state.status = "done"
-        elif self.is_retryable(error) and state.attempts < MAX_ATTEMPTS:
+        elif (reason := self.why_stopped(error)) is not None:
+            state.status, state.reason, self.stop_reason = "stopped", reason, reason
+        elif self.is_retryable(error) and state.fruitless < MAX_ATTEMPTS:
             state.status = "waiting"
-            state.reason = f"attempt {state.attempts} lost: {type(error).__name__}"
+            state.reason = f"attempt {state.attempts} lost: {_words(error)}"
+            self.listener.on_retry(state)
             return
         else:
             state.status, state.error = "failed", _cause(error)
-            state.reason = str(state.error) or type(state.error).__name__
+            state.reason = _words(error)
+            if self.is_retryable(error):
+                tried = f"attempt {state.attempts}, the last of {MAX_ATTEMPTS} without progress"
+                state.reason = f"{tried}: {state.reason}"
         self.listener.on_end(state)
+
+
+def _words(error: BaseException) -> str:
+    cause = _cause(error)
+    return str(cause) or type(cause).__name__
 
 
 def _cause(error: BaseException) -> BaseException:

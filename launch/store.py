@@ -28,11 +28,13 @@ from conf.records import (
     LedgerLine,
     PromptText,
     SampleRecord,
+    TrainingData,
     TrainRecord,
     TrainSummary,
     from_dict,
     to_dict,
 )
+from launch.attempts import discard_stream, each_step_once, left_streams, taken_in
 
 Event = (
     SampleRecord
@@ -42,6 +44,7 @@ Event = (
     | AnswerRule
     | PromptText
     | TrainSummary
+    | TrainingData
     | JournalEvent
 )
 
@@ -119,13 +122,19 @@ class JobDirectory:
         path = self.path / "done.json"
         return from_dict(DoneJob, json.loads(path.read_text())) if path.exists() else None
 
+    @property
+    def points(self) -> Path:
+        """Where a training leaves its checkpoints, its state and its attempts' streams."""
+        return self.path / "points"
+
     def begin(self, *, keeps_records: bool) -> list[Event]:
         """Start an attempt; returns what stays from a killed one.
 
         keeps_records: the job goes on from its records, so they all stay; otherwise it starts
-        again, and only what the killed attempt spent stays, as `redone`.
+        again, and only what the killed attempt spent stays, as `redone`. A job that is marked whole
+        and yet starts has lost its files: it starts again.
         """
-        if not keeps_records:
+        if not keeps_records or self.done() is not None:
             kept: list[Event] = [*self._lost_work()]
             shutil.rmtree(self.path, ignore_errors=True)
             self._lines = Lines(self.records_path)
@@ -133,8 +142,27 @@ class JobDirectory:
                 self.append(line)
             return kept
         self._cut_broken_line()
+        self.take_in_streams()
         self._lines = Lines(self.records_path)
         return list(self.events())
+
+    def take_in_streams(self) -> None:
+        """Add what trainings that have ended wrote; only while the job's records are closed."""
+        for stream in left_streams(self.points):
+            self._take_in(stream)
+
+    def _take_in(self, stream: Path) -> None:
+        """Add what the driver of an earlier attempt did not live to read; once, also if killed."""
+        lines = list(read_lines(self.records_path))
+        if not any(line.get("taken_in") == stream.name for line in lines):
+            known: list[Any] = [from_dict(RECORD_TYPES[line["type"]], line) for line in lines]
+            facts = {"time": time.time(), "taken_in": stream.name}
+            lines += [
+                {"type": type(e).__name__, **facts, **to_dict(e)} for e in taken_in(stream, known)
+            ]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_atomically(self.records_path, text)
+        discard_stream(stream)
 
     def _cut_broken_line(self) -> None:
         """Take off a last line that a killed writer left half written."""
@@ -158,6 +186,8 @@ class JobDirectory:
             self.path / "done.json",
             DoneJob(key=self.key, seconds=seconds, hardware=hardware, finished=time.time()),
         )
+        for stream in left_streams(self.points):
+            discard_stream(stream)
 
     def close(self) -> None:
         """Stop writing without marking the job whole."""
@@ -166,9 +196,9 @@ class JobDirectory:
             self._lines = None
 
     def events(self) -> Iterator[Event]:
-        """The records of the finished job, in order."""
-        for line in read_lines(self.records_path):
-            yield from_dict(RECORD_TYPES[line["type"]], line)
+        """The job's records in order, each training step once."""
+        lines = read_lines(self.records_path)
+        yield from each_step_once(from_dict(RECORD_TYPES[line["type"]], line) for line in lines)
 
     def _lost_work(self) -> list[LedgerLine]:
         """Bill a killed attempt from its records: tokens computed, seconds between its lines."""
@@ -283,8 +313,30 @@ class RunDirectory:
         elif isinstance(event, JournalEvent):
             self._append(self.path / "journal.jsonl", dataclasses.replace(event, job=job))
         else:
-            names = {LedgerLine: "ledger", AnswerRule: "answer_rule", TrainSummary: "train_summary"}
+            names = {
+                LedgerLine: "ledger",
+                AnswerRule: "answer_rule",
+                TrainSummary: "train_summary",
+                TrainingData: "training_data",
+            }
             self.journal(names[type(event)], job=job, arm=arm, data=to_dict(event))
+
+    def rewrite_steps(self, arm: str | None, records: list[TrainRecord]) -> None:
+        """Replace a training's lines in arms/<arm>/train.jsonl: an attempt went back."""
+        path = self.path / "arms" / (arm or "shared") / "train.jsonl"
+        open_lines = self._files.pop(path, None)
+        if open_lines is not None:
+            open_lines.close()
+        if not records:
+            return
+        others = [
+            line
+            for line in read_lines(path)
+            if (line["train_seed"], line["trial"]) != (records[0].train_seed, records[0].trial)
+        ]
+        lines = [*others, *map(to_dict, records)]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomically(path, text)
 
     def _append(self, path: Path, value: Any) -> None:
         if path not in self._files:

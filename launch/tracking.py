@@ -128,6 +128,16 @@ class Tracker:
             "train/learning_rate": record.learning_rate,
             "train/tokens_per_second": record.tokens / max(record.step_seconds, 1e-9),
         }
+        row["train/target_tokens_per_second"] = record.target_tokens / max(
+            record.step_seconds, 1e-9
+        )
+        row["train/device_seconds"] = spent.device_seconds
+        if record.flops is not None:
+            row["train/flops_per_second"] = record.flops / max(record.step_seconds, 1e-9)
+        if record.flops_share is not None:
+            row["train/flops_share"] = record.flops_share
+        if record.peak_memory_bytes:
+            row["train/peak_memory_bytes"] = max(record.peak_memory_bytes)
         if price is not None:
             row["train/usd"] = spent.device_seconds * price
         self._log(arm, self._axes(spent) | row)
@@ -171,7 +181,8 @@ class Tracker:
             }
             self._log("summary", summary)
         for run in self._runs.values():
-            self._guarded(run.finish)
+            if run is not None:  # None: W&B did not start for this arm, and a warning says so
+                self._guarded(run.finish)
 
     def _final_axes(self, arm: str, results: Results) -> dict[str, float]:
         spent = self._spent[arm]

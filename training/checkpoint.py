@@ -6,15 +6,13 @@ before the workers agree.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.hashing import sha256_of_file
-from conf.records import CheckpointRecord, to_dict
+from conf.records import CheckpointRecord, ProbeItem, from_dict, to_dict
+from training.commit import commit
 from training.job import CHECKPOINT_FILE, TrainJob
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ TOKENIZER_FILES = (
 
 
 def gathered_state(
-    model: PreTrainedModel | PeftModel, *, trainable_only: bool, keep: bool
+    model: PreTrainedModel | PeftModel, *, names: frozenset[str] | None, keep: bool
 ) -> dict[str, Tensor]:
     """Whole tensors by name, on CPU. All workers call it; only those with `keep` get tensors.
 
@@ -46,7 +44,7 @@ def gathered_state(
     state: dict[str, Tensor] = {}
     first_name: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if trainable_only and not tensor.requires_grad:
+        if names is not None and name not in names:
             continue
         if id(tensor) in first_name:
             if keep:
@@ -85,15 +83,15 @@ def write_checkpoint(
     step: int,
     tokens: int,
     trained_parameters: int,
+    probe: tuple[ProbeItem, ...] = (),
 ) -> CheckpointRecord:
     """Write one checkpoint directory, whole or not at all, over an older one of an earlier attempt.
 
-    Called by one worker. Files go to a sibling directory, are synced, and appear by one rename.
+    Called by one worker. checkpoint.json is its manifest (training/commit.py).
+
+    Raises:
+        OSError, SafetensorError: no space, no permission; the older directory is still there.
     """
-    building = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    _write_weights(building, job=job, model=model, state=state)
     record = CheckpointRecord(
         arm=job.arm_name,
         kind=job.method.kind,
@@ -103,19 +101,19 @@ def write_checkpoint(
         base_model_sha256=job.base_model_sha256,
         renderer_sha256=job.renderer_sha256,
         prompt_sha256=job.prompt_sha256,
-        files={path.name: sha256_of_file(path) for path in sorted(building.iterdir())},
+        files={},  # the commit names them
         trained_parameters=trained_parameters,
         train_seed=job.trainer.seed,
+        dtype=job.dtype,
+        probe=probe,
     )
-    text = json.dumps(to_dict(record), indent=2, sort_keys=True)
-    (building / CHECKPOINT_FILE).write_text(text + "\n", encoding="utf-8")
-    for path in (*building.iterdir(), building):
-        _sync(path)
-    if directory.exists():
-        shutil.rmtree(directory)
-    building.rename(directory)
-    _sync(directory.parent)
-    return record
+    body = commit(
+        directory,
+        write=lambda building: _write_weights(building, job=job, model=model, state=state),
+        meta=to_dict(record),
+        manifest=CHECKPOINT_FILE,
+    )
+    return from_dict(CheckpointRecord, body)
 
 
 def _write_weights(
@@ -125,7 +123,7 @@ def _write_weights(
     model: PreTrainedModel | PeftModel,
     state: dict[str, Tensor],
 ) -> None:
-    if job.method.kind == "lora":
+    if job.has_adapters:
         # save_embedding_layers would ask the hub about the base model.
         model.save_pretrained(str(directory), state_dict=state, save_embedding_layers=False)
         (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
@@ -135,15 +133,6 @@ def _write_weights(
         source = Path(job.model_dir) / name
         if source.exists():
             shutil.copyfile(source, directory / name)
-
-
-def _sync(path: Path) -> None:
-    """Make a file's or directory's content survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def directory_bytes(directory: Path) -> int:

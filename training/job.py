@@ -5,19 +5,24 @@ Light: no torch. A job is plain data, so it can be pickled, hashed and sent to a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from conf.errors import CrossoverError
 from conf.groups import TrainerConfig, ZeroConfig
-from conf.methods import FullMethod, LoraMethod
+from conf.methods import FullMethod, LoraMethod, PeftMethod
 from conf.records import Progress, TrainRecord
 
 CPU_ROWS_PER_PASS = 4
-# Tokens of a packed pass. On 2 cores products of 256 rows run as fast as longer ones, and attention
-# under a T x T mask is a quarter of a LoRA pass at 384 tokens, a third at 611. On a GPU, where
-# nothing is measured yet: a mask of 32 MB in bf16.
-PASS_TOKENS = {"cpu": 512, "cuda": 4096}
+# Tokens of a packed pass. On a CPU attention is linear in them, and a longer pass computes a shared
+# prefix for more rows: a batch of 8 rows of 300 tokens is one pass. On a GPU, where nothing is
+# measured yet: a mask of 32 MB in bf16.
+PASS_TOKENS = {"cpu": 2560, "cuda": 4096}
+# The same where a pass needs a T x T mask. On 2 cores products of 256 rows run as fast as longer
+# ones, and attention under a mask is a quarter of a LoRA pass at 384 tokens, a third at 611.
+MASKED_PASS_TOKENS = {"cpu": 512, "cuda": 4096}
 FINAL = "final"
 CHECKPOINT_DIRECTORY = "checkpoint"
 CHECKPOINT_FILE = "checkpoint.json"
@@ -26,6 +31,9 @@ CHECKPOINT_FILE = "checkpoint.json"
 # full fine-tuning, at any rank ("LoRA Without Regret", Schulman et al., Thinking Machines, 2025).
 # Its fit for Llama, 5e-5 x 10 x (2000 / hidden)^0.781, gives 1.3e-3 for LoRA at hidden 576.
 DEFAULT_LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
+# Other peft methods take LoRA's, except where their paper says otherwise: 3e-3 for IA3 (Liu et al.
+# 2022, arXiv 2205.05638), ten times LoRA's for VeRA (Kopiczko et al. 2023, arXiv 2310.11454).
+PEFT_LEARNING_RATES = {"IA3": 3e-3, "VERA": 1e-2}
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -39,7 +47,7 @@ class TrainJob:
     """
 
     arm_name: str
-    method: FullMethod | LoraMethod
+    method: FullMethod | LoraMethod | PeftMethod
     trainer: TrainerConfig
     zero: ZeroConfig
     model_dir: str
@@ -93,7 +101,48 @@ class TrainJob:
     def learning_rate(self) -> float:
         """The peak learning rate: the user's, or the method's default."""
         given = self.trainer.learning_rate
-        return DEFAULT_LEARNING_RATES[self.method.kind] if given is None else given
+        return default_learning_rate(self.method) if given is None else given
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the base stays frozen under adapters, which alone are saved."""
+        return not isinstance(self.method, FullMethod)
+
+
+def default_learning_rate(method: FullMethod | LoraMethod | PeftMethod) -> float:
+    """The peak rate of a method where none is given; with LoRA+ it is the rate of A.
+
+    LoRA+ (arXiv 2402.12354) puts the rates of A and B around LoRA's, at width^-1 and 1 where LoRA
+    needs width^-1/2: here at equal factors below and above it.
+    """
+    if isinstance(method, PeftMethod):
+        return PEFT_LEARNING_RATES.get(method.peft_type, DEFAULT_LEARNING_RATES["lora"])
+    rate = DEFAULT_LEARNING_RATES[method.kind]
+    ratio = method.lora_plus_ratio if isinstance(method, LoraMethod) else None
+    return rate / math.sqrt(ratio) if ratio else rate
+
+
+class TrainingStopped(CrossoverError):
+    """Training stopped because its runtime asked for it; the same job goes on where it stopped.
+
+    Raised on all workers. step: the last step that the newest state holds, 0 if there is none.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(step)
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"training stopped; its state holds {self.step} steps"
+
+
+class WorkerLost(CrossoverError):
+    """This attempt cannot go on, and a new one can: it resumes from the newest state.
+
+    A worker that was killed, hangs or is cut off, or one that ran out of memory where the others
+    could not be told; the next attempt then takes smaller passes.
+    """
 
 
 class Runtime(Protocol):
@@ -116,6 +165,9 @@ class Runtime(Protocol):
 
     def report(self, record: TrainRecord | Progress) -> None:
         """Pass a record on to the run's store."""
+
+    def should_save(self) -> bool:
+        """Whether to save the state and stop now; asked after each step, on global rank 0 alone."""
 
 
 def point_name(step: int, *, total_steps: int) -> str:

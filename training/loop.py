@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
-from conf.errors import JobFailed
+from conf.errors import ClusterError, JobFailed
 from conf.records import Progress, RenderedExample, TrainRecord, TrainSummary
 from training import engine as engines
+from training.agree import text_from_rank_0
 from training.checkpoint import directory_bytes, gathered_state, write_checkpoint
-from training.data import make_batch, num_targets, read_rows
-from training.estimate import resolve_stage
-from training.job import FINAL, Runtime, TrainJob, checkpoint_directory, point_name
+from training.data import num_targets, read_rows
+from training.estimate import BYTES_PER_VALUE, choose
+from training.job import (
+    FINAL,
+    Runtime,
+    TrainJob,
+    WorkerLost,
+    checkpoint_directory,
+    point_name,
+)
 from training.packing import Layout
+from training.passes import Passes
+from training.probe import probe
+from training.saver import STATE_BYTES, StateSaver, find_state, no_room, require_room
 from training.schedule import learning_rate_at, num_steps, save_steps
-from training.sharding import Step, plan_steps
+from training.sharding import Step
+from training.state import SavedState
+from training.telemetry import Telemetry, peak_memory_bytes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,6 +47,8 @@ class _Totals:
     tokens: int = 0
     target_tokens: int = 0
     padding_tokens: int = 0
+    probe_tokens: int = 0
+    redone_tokens: int = 0  # in passes that ran out of memory
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -52,6 +69,11 @@ class _Training:
 def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
     """Train an arm to its final checkpoint; called by every worker with the same job.
 
+    Goes on from the newest state below job.output_dir, on any number of workers, so that weights
+    and records are those of a training that was never interrupted: exactly on CPU and as many
+    workers, to rounding on another number. Steps of earlier attempts are not reported again. The
+    states stay until training.state.remove_states is called, when the results are safe.
+
     torch.distributed must be initialised (gloo on CPU, nccl on GPU) with RANK, LOCAL_RANK,
     WORLD_SIZE and MASTER_* in the environment. Reports go out on global rank 0. Returns the same
     summary on all workers but for its device_seconds, which are this call's, loading and saving
@@ -60,7 +82,10 @@ def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
     Raises:
         DataError: rows that cannot be trained on, before anything is loaded.
         ConfigError, ModelError: a model or LoRA targets that do not fit.
-        JobFailed: a loss or gradient norm that is not finite; nothing is saved as final.
+        JobFailed: a loss or gradient norm that is not finite; no room for a checkpoint; no memory
+            for one row; states of which none is whole. The states saved before stay.
+        TrainingStopped: the runtime asked for it; the state is saved.
+        WorkerLost: another worker died or hangs: start all of them again.
     """
     assert dist.is_initialized(), "initialise torch.distributed before training"
     assert runtime.world_size == job.world_size == dist.get_world_size()
@@ -74,45 +99,126 @@ def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
         total_steps=num_steps(len(rows), trainer=job.trainer),
     )
     _note(training, "loading")
-    stage = resolve_stage(job, longest_row=max(len(row.input_ids) for row in rows))
-    with engines.started(job, stage=stage, local_rank=runtime.local_rank) as engine:
-        # Dropout differs between workers; the weights were drawn before, equal on all.
-        torch.manual_seed(job.trainer.seed + 1 + runtime.global_rank)
+    choice = choose(
+        job,
+        longest_row=max(len(row.input_ids) for row in rows),
+        most_targets=max(num_targets(row) for row in rows),
+    )
+    stage = choice.stage
+    saved = _newest_state(training)
+    with engines.started(job, stage=stage, local_rank=runtime.local_rank, saved=saved) as engine:
         layout = engine.trainee.layout
         passes = "packed" if layout.is_packed else "padded"
-        _note(training, f"{passes} passes ({layout.reason}); linear: {engine.trainee.linear}")
-        _run_steps(training, engine)
+        loss = engine.trainee.loss.choice
+        _note(
+            training,
+            f"ZeRO {choice.reason}; "
+            f"{passes} passes ({layout.reason}); linear: {engine.trainee.linear}; "
+            f"loss: {loss.impl} ({loss.reason})",
+        )
+        _run_steps(training, engine, saved=saved)
         dist.barrier()  # nobody returns before the final checkpoint is there
         return _summary(training, engine, stage=stage, seconds=time.perf_counter() - started)
 
 
-def _run_steps(training: _Training, engine: engines.Engine) -> None:
-    job = training.job
-    points = save_steps(training.total_steps, num_points=job.trainer.num_points)
-    layout = engine.trainee.layout
-    plan = plan_steps(
-        [len(row.input_ids) for row in training.rows],
-        batch_size=job.trainer.batch_size,
-        fits=lambda part: layout.fits(training.rows_of(part)),
-        world_size=job.world_size,
-        seed=job.trainer.seed,
-        total_steps=training.total_steps,
+def _newest_state(training: _Training) -> SavedState | None:
+    """The state to go on from, on all workers; the totals become its totals."""
+    runtime = training.runtime
+    saved = find_state(
+        training.job,
+        runtime=runtime,
+        device=f"cuda:{runtime.local_rank}" if training.job.device == "cuda" else "cpu",
+        note=lambda text: _note(training, text),
     )
-    for step in plan:
-        record = _take_step(step, training=training, engine=engine)
-        _report(training, record)
-        _note(training, f"loss {record.loss:.3f}", done=step.step)
-        if step.step in points:
-            _save(step.step, training=training, engine=engine)
+    if saved is not None:
+        for name, value in saved.totals.items():
+            setattr(training.totals, name, value)
+        _note(training, f"resumed at step {saved.step}", done=saved.step)
+    return saved
 
 
-def _take_step(step: Step, *, training: _Training, engine: engines.Engine) -> TrainRecord:
+def _run_steps(training: _Training, engine: engines.Engine, *, saved: SavedState | None) -> None:
+    job, last = training.job, training.total_steps
+    points = save_steps(last, num_points=job.trainer.num_points)
+    done = 0 if saved is None else saved.step
+    _require_room(training, engine, points=sum(point > done for point in points))
+
+    def note(text: str) -> None:
+        _note(training, text, done=done)
+
+    passes = Passes(job=job, runtime=training.runtime, rows=training.rows, engine=engine, note=note)
+    telemetry = Telemetry(job, rows=training.rows, device=engine.device)
+    saver = StateSaver(job=job, runtime=training.runtime, engine=engine, note=note, resumed=saved)
+    for step in passes.steps(first=done + 1, last=last):
+        with _peers_named(step.step, training=training):
+            record = _take_step(
+                step, training=training, engine=engine, passes=passes, telemetry=telemetry
+            )
+            done = step.step
+            _report(training, record)
+            _note(training, f"loss {record.loss:.3f}", done=done)
+            if done in points:
+                _save(done, training=training, engine=engine)
+            if done < last:
+                totals = dataclasses.asdict(training.totals)
+                saver.after(done, totals=totals, is_point=done in points)
+
+
+@contextmanager
+def _peers_named(step: int, *, training: _Training) -> Iterator[None]:
+    """Say of a collective that failed what it means: another worker is not there any more."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
+            raise
+        raise WorkerLost(
+            f"worker {training.runtime.global_rank} of {training.job.world_size} got no answer "
+            f"from another in step {step}: {text.partition('. This is typically')[0][:300]}"
+        ) from error
+
+
+def _require_room(training: _Training, engine: engines.Engine, *, points: int) -> None:
+    """Refuse on all workers what the disk cannot hold; rank 0 looks."""
+    job, trainee = training.job, engine.trainee
+    is_whole = trainee.saved_names is None
+    parameters = trainee.total_parameters if is_whole else trainee.trained_parameters
+    failure = ""
+    if training.runtime.global_rank == 0:
+        try:
+            remark = require_room(
+                job,
+                trainee_bytes=parameters * BYTES_PER_VALUE[job.dtype],
+                state_bytes=STATE_BYTES * trainee.trained_parameters,
+                points=points,
+            )
+        except ClusterError as error:
+            failure = str(error)
+        else:
+            if remark:
+                _note(training, remark)
+    failure = text_from_rank_0(failure, device=engine.device)
+    if failure:
+        raise JobFailed(failure)
+
+
+def _take_step(
+    step: Step,
+    *,
+    training: _Training,
+    engine: engines.Engine,
+    passes: Passes,
+    telemetry: Telemetry,
+) -> TrainRecord:
     """One optimizer step over all workers, and its record."""
     started = time.perf_counter()
     job = training.job
     items = [training.rows[row].item_id for row in step.rows]
     target_tokens = sum(num_targets(training.rows[row]) for row in step.rows)
-    loss = _backward(step, training=training, engine=engine, target_tokens=target_tokens)
+    redone_before = passes.redone_tokens
+    step, loss = passes.backward(step, target_tokens=target_tokens)
+    training.totals.redone_tokens += passes.redone_tokens - redone_before
     _require_finite(loss, "loss", step=step.step, items=items)
     rate = learning_rate_at(
         step.step, total_steps=training.total_steps, peak=job.learning_rate, trainer=job.trainer
@@ -120,8 +226,10 @@ def _take_step(step: Step, *, training: _Training, engine: engines.Engine) -> Tr
     grad_norm = engine.step(learning_rate=rate)
     if grad_norm is not None:
         _require_finite(grad_norm, "gradient norm", step=step.step, items=items)
-    tokens = _count(step, training=training, layout=engine.trainee.layout)
+    tokens = _count(step, training=training, layout=passes.layout)
     training.totals.target_tokens += target_tokens
+    flops = telemetry.flops(step, layout=passes.layout)
+    memory = telemetry.peak_memory_bytes()
     seconds = time.perf_counter() - started
     price = job.usd_per_device_second
     return TrainRecord(
@@ -139,24 +247,10 @@ def _take_step(step: Step, *, training: _Training, engine: engines.Engine) -> Tr
         train_seed=job.trainer.seed,
         trial=job.trial,
         num_labels=job.num_labels,
+        flops=flops,
+        flops_share=telemetry.share_of_peak(flops, seconds=seconds),
+        peak_memory_bytes=memory,
     )
-
-
-def _backward(
-    step: Step, *, training: _Training, engine: engines.Engine, target_tokens: int
-) -> float:
-    """All passes of a step on all workers; the mean loss over the global batch's targets."""
-    job = training.job
-    # DeepSpeed averages gradients over workers; the loss is a sum over the global batch's targets.
-    scale = job.world_size / target_tokens
-    total = torch.zeros((), dtype=torch.float64, device=engine.device)
-    passes = step.shares[training.runtime.global_rank]
-    for number, share in enumerate(passes, start=1):
-        rows = training.rows_of(share)
-        batch = make_batch(rows, layout=engine.trainee.layout, pad_id=job.pad_id).to(engine.device)
-        total += engine.run_pass(batch, scale=scale, is_last=number == len(passes))
-    dist.all_reduce(total)
-    return float(total) / target_tokens
 
 
 def _count(step: Step, *, training: _Training, layout: Layout) -> int:
@@ -184,19 +278,32 @@ def _save(step: int, *, training: _Training, engine: engines.Engine) -> None:
     job = training.job
     is_writer = training.runtime.global_rank == 0
     model = engine.trainee.model
-    state = gathered_state(model, trainable_only=job.method.kind == "lora", keep=is_writer)
-    if not is_writer:
-        return
-    name = point_name(step, total_steps=training.total_steps)
-    write_checkpoint(
-        checkpoint_directory(job.output_dir, name),
-        job=job,
-        model=model,
-        state=state,
-        step=step,
-        tokens=training.totals.tokens,
-        trained_parameters=engine.trainee.trained_parameters,
+    probed = probe(training.rows, engine=engine, layout=engine.trainee.layout, pad_id=job.pad_id)
+    probe_rows = sum(len(item.prompt_ids) + len(item.target_ids) for item in probed)
+    training.totals.probe_tokens += probe_rows * job.world_size
+    state = gathered_state(model, names=engine.trainee.saved_names, keep=is_writer)
+    directory = checkpoint_directory(
+        job.output_dir, point_name(step, total_steps=training.total_steps)
     )
+    failure = ""
+    if is_writer:
+        try:
+            write_checkpoint(
+                directory,
+                job=job,
+                model=model,
+                state=state,
+                step=step,
+                tokens=training.totals.tokens,
+                trained_parameters=engine.trainee.trained_parameters,
+                probe=probed,
+            )
+        except (OSError, SafetensorError) as error:
+            needed = sum(tensor.nbytes for tensor in state.values())
+            failure = f"checkpoint of step {step} not saved: {no_room(directory, needed, error)}"
+    failure = text_from_rank_0(failure, device=engine.device)
+    if failure:
+        raise JobFailed(f"{failure}; the same command goes on from the newest state")
 
 
 def _note(training: _Training, note: str, *, done: int = 0) -> None:
@@ -222,24 +329,19 @@ def _summary(
         total_parameters=engine.trainee.total_parameters,
         checkpoint_bytes=_largest(written, device=engine.device),
         device_seconds=seconds * job.devices,
-        peak_memory_bytes=_largest(_peak_memory_bytes(engine.device), device=engine.device),
+        peak_memory_bytes=_largest(peak_memory_bytes(engine.device), device=engine.device),
         examples=totals.examples,
         tokens=totals.tokens,
         target_tokens=totals.target_tokens,
         padding_tokens=totals.padding_tokens,
+        probe_tokens=totals.probe_tokens,
+        redone_tokens=totals.redone_tokens,
         num_truncated=job.num_truncated,
         learning_rate=job.learning_rate,
         world_size=job.world_size,
         zero_stage=stage,
         shown_row=job.shown_row,
     )
-
-
-def _peak_memory_bytes(device: str) -> int:
-    """This worker's peak: resident memory of the process, or allocated on its GPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _largest(value: int, *, device: str) -> int:

@@ -89,8 +89,9 @@ def plan_steps(
     world_size: int,
     seed: int,
     total_steps: int,
+    first_step: int = 1,
 ) -> Iterator[Step]:
-    """All optimizer steps of a training, in order, numbered from 1.
+    """The optimizer steps first_step..total_steps of a training, in order, numbered from 1.
 
     fits: whether rows may be one pass.
     """
@@ -98,5 +99,7 @@ def plan_steps(
         len(lengths), batch_size=batch_size, seed=seed, total_steps=total_steps
     )
     for number, rows in enumerate(batches, start=1):
+        if number < first_step:
+            continue
         shares = split_batch(rows, lengths=lengths, world_size=world_size, fits=fits)
         yield Step(step=number, rows=rows, shares=shares)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from evaluation.engines.adapters import Adapters
+from evaluation.engines.adapters import Adapters, weight_and_bias
 from evaluation.engines.forest import Forest, Pass
 from evaluation.engines.kv import Fill, KvStack, Slots
 from evaluation.engines.loading import head, load_model, takes_free_mask
@@ -185,10 +185,7 @@ class ForestModel:
         return f"cpu: {seen}"
 
     def _prepared_head(self) -> Head:
-        out: Any = head(self._model)
-        weight, bias = out.weight, getattr(out, "bias", None)
-        if hasattr(out, "get_delta_weight"):  # an adapter on the head itself
-            weight = weight + out.get_delta_weight("default")
+        weight, bias = weight_and_bias(head(self._model))
         return Head(weight, bias, impl=self._impl["token_logprobs"])
 
     def set_adapter(self, path: Path | None) -> None:

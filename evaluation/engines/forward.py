@@ -16,7 +16,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from evaluation.engines.loading import head, load_adapter, load_model, takes_free_mask
+from evaluation.engines.loading import (
+    head,
+    load_adapter,
+    load_model,
+    takes_free_mask,
+    unload_adapter,
+)
 from evaluation.engines.rows import Row, chain, common_prefix
 
 if TYPE_CHECKING:
@@ -45,6 +51,7 @@ class CountedModel:
         self.is_free = takes_free_mask(self._model)
         self._is_sharing = is_sharing and self.is_free
         self._adapter: PeftModel | None = None
+        self._modules = dict(self._model.named_modules())
         self._prefix = _Prefix()
         self.rows = self.shared = self.padding = 0
         self._hook = self._count_rows()
@@ -57,7 +64,7 @@ class CountedModel:
     def set_adapter(self, path: Path | None) -> None:
         """Swap the adapter without loading the base again; the base's weights are never written."""
         if self._adapter is not None:
-            self._adapter.unload()
+            unload_adapter(self._model, self._adapter, modules=self._modules)
             self._adapter = None
         if path is not None:
             self._adapter = load_adapter(self._model, path)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from conf.choices import NF4_ARGUMENTS
 from conf.errors import ModelError
 from evaluation.model_facts import facts
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+VIRTUAL_TOKENS = (
+    "PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "P_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "CPT",
+    "CARTRIDGE",
+)
+KEEP_THE_BASE = (None, "gaussian", "orthogonal", "eva")  # ways to start LoRA, beside true and false
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "nf4": torch.bfloat16}
 
 
 def load_model(model_dir: Path, *, dtype: str, device: str) -> PreTrainedModel:
-    """A causal language model in evaluation mode.
+    """A causal language model in evaluation mode; dtype nf4: weights in 4 bits, sums in bfloat16.
 
     Raises:
         ModelError: where the directory is refused by `facts`, or the head is more than a linear
@@ -32,11 +43,22 @@ def load_model(model_dir: Path, *, dtype: str, device: str) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        **(_four_bits(device) if dtype == "nf4" else {}),
     )
     torch.nn.Module.to(model, torch.device(device))
     torch.nn.Module.eval(model)
     _check_head(model, model_dir)
     return model
+
+
+def _four_bits(device: str) -> dict[str, Any]:
+    """What loads a base as QLoRA trained on it; not yet run on a GPU."""
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        **NF4_ARGUMENTS, bnb_4bit_compute_dtype=DTYPES["nf4"]
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 @torch.inference_mode()
@@ -78,7 +100,7 @@ def takes_free_mask(model: PreTrainedModel) -> bool:
 
 
 def load_adapter(model: PreTrainedModel, path: Path) -> PeftModel:
-    """Wrap the model's layers with a peft adapter; `unload()` on the result takes it off again.
+    """Wrap the model's layers with a peft adapter; `unload_adapter` takes it off again.
 
     Raises:
         ModelError: for a directory without adapter_config.json and adapter_model.safetensors, and
@@ -94,8 +116,16 @@ def load_adapter(model: PreTrainedModel, path: Path) -> PeftModel:
             expected="a peft checkpoint directory in safetensors",
             remedy="save it with save_pretrained(..., safe_serialization=True)",
         )
-    kind = json.loads(config_file.read_text(encoding="utf-8")).get("peft_type")
-    if kind in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"):
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
+    if not isinstance(start, bool) and start not in KEEP_THE_BASE:
+        raise ModelError(
+            str(path),
+            found=f"init_lora_weights={start}, which writes into the base model",
+            expected="an adapter beside an unchanged base",
+            remedy="convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )
+    if kind in VIRTUAL_TOKENS:
         raise ModelError(
             str(path), found=f"peft_type {kind}", expected="an adapter of the layers, e.g. LORA"
         )
@@ -104,6 +134,19 @@ def load_adapter(model: PreTrainedModel, path: Path) -> PeftModel:
     )
     adapted.eval()
     return adapted
+
+
+def unload_adapter(
+    model: PreTrainedModel, adapted: PeftModel, *, modules: Mapping[str, torch.nn.Module]
+) -> None:
+    """Take an adapter off; modules: all of the model's by name, from before it was put on.
+
+    peft's own `unload` leaves the trained copies of modules_to_save in the model.
+    """
+    adapted.unload()
+    for name, module in modules.items():
+        if name and model.get_submodule(name) is not module:
+            model.set_submodule(name, module)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

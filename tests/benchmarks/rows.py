@@ -12,13 +12,16 @@ from collections.abc import Callable
 from tests.benchmarks.comparing import Setup
 from tests.benchmarks.generation_rows import GENERATION, generation
 from tests.benchmarks.harness import Result
+from tests.benchmarks.loss_rows import LOSSES, lora_step, loss_rows
 from tests.benchmarks.memory_rows import peak_memory
+from tests.benchmarks.planner_rows import PLANNER, loop_overhead, planner_seconds
 from tests.benchmarks.scoring_rows import (
     SCORING,
     against_evaluator,
     against_replicated,
     wordings,
 )
+from tests.benchmarks.training_rows import TRAINING, against_trl
 
 MEMORY = ("banking77_8shot", "two_labels_16shot")
 
@@ -33,6 +36,10 @@ def benchmarks() -> dict[str, Callable[[Setup], list[Result]]]:
     found |= {"generate_32": generation, "wordings_20": wordings}
     for key in MEMORY:
         found[f"memory_{key}"] = functools.partial(peak_memory, key=key)
+    for key in TRAINING:
+        found[key] = functools.partial(against_trl, key=key)
+    found |= {"loss": loss_rows, "lora_layer": lora_step}
+    found |= {"loop_overhead": loop_overhead, "planner_seconds": planner_seconds}
     return found
 
 
@@ -44,6 +51,8 @@ def rows() -> dict[str, tuple[str, ...]]:
         found[f"replicated_cache_{key}"] = tuple(
             f"replicated_cache_{target.name}" for target in spec.targets
         )
+    found["loss"] = LOSSES
+    found["planner_seconds"] = PLANNER
     found["generate_32"] = tuple(name for name, *_ in GENERATION)
     return found
 

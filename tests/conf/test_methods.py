@@ -9,7 +9,7 @@ import pytest
 from conf.choices import AnswerBy, Calibration, Normalisation
 from conf.errors import ConfigError
 from conf.groups import EngineConfig
-from conf.methods import PromptMethod, check_answering
+from conf.methods import LoraMethod, PeftMethod, PromptMethod, check_answering
 from launch.compose import compose_config
 
 
@@ -70,6 +70,40 @@ def test_other_refusals() -> None:
         PromptMethod(self_consistency=True, answer_by=AnswerBy.score)
 
 
+@pytest.mark.parametrize("ratio", [0.5, -16.0, 0.0])
+def test_lora_plus_never_slows_b_down(ratio: float) -> None:
+    with pytest.raises(ConfigError, match="lora_plus_ratio"):
+        LoraMethod(lora_plus_ratio=ratio)
+
+
+def test_lora_is_plain_unless_asked() -> None:
+    method = LoraMethod()
+    assert (method.lora_rank, method.lora_alpha, method.lora_dropout) == (16, 32.0, 0.0)
+    assert not (method.use_rslora or method.use_dora)
+    assert method.lora_plus_ratio is None and method.quantization is None
+    assert method.target_modules == [], "all linear layers but the head"
+
+
+def test_arguments_of_peft_are_typed_on_the_command_line() -> None:
+    from launch.overrides import rewrite
+
+    typed = ["arms.x.peft_type=VERA", "arms.x.peft.r=8", "arms.x.peft.target_modules=[q_proj]"]
+    method = compose_config(rewrite(["+method@arms.x=peft", *typed])).arms["x"]
+    assert isinstance(method, PeftMethod)
+    assert method.peft == {"r": 8, "target_modules": ["q_proj"]}
+    assert type(method.peft["r"]) is int and type(method.peft["target_modules"]) is list
+
+
+def test_short_prompt_compares_one_method_under_two_prompts() -> None:
+    import dataclasses
+
+    arms = compose_config(["+exp=short_prompt"]).arms
+    lora, bare = arms["lora"], arms["lora_bare"]
+    assert isinstance(lora, LoraMethod) and isinstance(bare, LoraMethod)
+    assert (lora.prompt, bare.prompt) == ("zero_shot", "bare")
+    assert dataclasses.replace(bare, prompt="zero_shot") == lora
+
+
 def test_the_self_consistency_preset_votes() -> None:
     config = compose_config(["+method@arms.x=self_consistency"])
     from conf.resolve import resolve_arms
@@ -77,3 +111,51 @@ def test_the_self_consistency_preset_votes() -> None:
     arm = resolve_arms(config)["x"]
     check_answering("arms.x", arm.answering, arm.engine)
     assert arm.answering.self_consistency and arm.engine.repeats == 5
+
+
+def test_an_instruction_arm_trains_as_lora_or_full() -> None:
+    from conf.methods import FullMethod, InstructionMethod, LoraMethod, trained_method
+    from conf.resolve import resolve_arms
+
+    extra = ["arms.instruction.lora_rank=4", "arms.instruction.prompt=bare"]
+    arm = resolve_arms(compose_config(["+exp=instruction", *extra]))["instruction"]
+    assert arm.kind == "instruction" and arm.is_tuned and isinstance(arm.method, LoraMethod)
+    assert type(arm.training) is LoraMethod
+    assert arm.training == LoraMethod(lora_rank=4, prompt="bare")
+    full = resolve_arms(compose_config(["+exp=instruction", "arms.instruction.tunes=full"]))
+    assert full["instruction"].training == FullMethod()
+    assert full["lora"].training is full["lora"].method
+    assert not isinstance(trained_method(arm.method), InstructionMethod)
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        (["arms.instruction.tunes=full", "arms.instruction.lora_rank=4"], "lora_rank"),
+        (["arms.instruction.sources.orders.weight=0"], "weight"),
+        (["arms.instruction.sources.orders.weight=-2"], "weight"),
+        (["arms.instruction.mix_size=0"], "mix_size"),
+        (["arms.instruction.max_repeats=0"], "max_repeats"),
+        (["arms.instruction.tunes=some"], "tunes"),
+    ],
+)
+def test_bad_keys_of_a_mix_are_refused(override: list[str], found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        compose_config(["+exp=instruction", *override])
+
+
+def test_sources_are_added_changed_and_left_out() -> None:
+    name = "arms.instruction.sources"
+    config = compose_config(
+        [
+            "+exp=instruction",
+            f"~{name}.orders",
+            f"{name}.mine.path=pairs.json",
+            f"+source@{name}.more=file",
+            f"{name}.more.path=more.csv",
+            f"{name}.more.columns.prompt=question",
+        ]
+    )
+    sources = config.arms["instruction"].sources  # type: ignore[attr-defined]
+    assert list(sources) == ["target", "wordings", "instructions", "sms_spam", "mine", "more"]
+    assert sources["mine"].path == "pairs.json" and sources["more"].columns.prompt == "question"

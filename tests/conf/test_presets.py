@@ -22,13 +22,16 @@ def overrides_of(path: Path) -> list[str]:
     if group == "exp":
         return [f"+exp={name}"]
     if group == "method":
-        extra = ["arms.x.path=predictions.csv"] if name == "given" else []
+        needed = {"given": ["arms.x.path=predictions.csv"], "peft": ["arms.x.peft_type=IA3"]}
+        extra = needed.get(name, [])
         return [f"+method@arms.x={name}", *extra]
+    if group == "source":
+        return ["+exp=instruction", f"+source@arms.instruction.sources.x={name}"]
     return [f"{group}={name}"]
 
 
 def test_the_presets_of_the_contract_are_there() -> None:
-    assert len(FILES) == 57
+    assert len(FILES) == 63
     assert set(CONTRACT.split()) <= set(EXPERIMENTS)
 
 

@@ -23,6 +23,7 @@ from conf.records import (
     TrainRecord,
     TrainSummary,
 )
+from evaluation.general_set import general_items
 from evaluation.statistics import wilson
 
 # arm: accuracy, prompt tokens, seconds a request, kind
@@ -119,6 +120,7 @@ def config_json(
             "note": "weights come from a 4-bit file",
             "num_parameters": 134_515_008,
             "sha256": "ab" * 32,
+            "directory": "outputs/.cache/models/" + "ab" * 32,
         },
     }
 
@@ -155,10 +157,11 @@ def write_spam_run(
     pricing: PricingConfig = CHEAP_PRICE,
     decision: DecisionConfig | None = None,
     arms: dict[str, tuple[float, int, float, str]] = SPAM_ARMS,
+    num_general: int = 0,
 ) -> Path:
-    """Eight finished arms on a two-label task."""
+    """Eight finished arms on a two-label task; tuned ones asked so many general items."""
     writer = Writer(root)
-    items = spam_items(num_test, num_train, 60)
+    items = spam_items(num_test, num_train, 60) + list(general_items(num_general))
     specs = {name: spec(name, kind) for name, (_, _, _, kind) in arms.items()}
     labels = ["ham", "spam"]
     task = {
@@ -200,7 +203,7 @@ def write_spam_run(
 
 
 def spec(name: str, kind: str) -> dict[str, object]:
-    values: dict[str, object] = {"kind": kind}
+    values: dict[str, object] = {"kind": kind, **({"lora_rank": 16} if kind == "lora" else {})}
     if kind != "tfidf":
         values["prompt"] = name if kind == "prompt" and "_on_" not in name else "zero_shot"
         values["model"] = {"name": None, "path": None}
@@ -220,6 +223,9 @@ def write_label_arm(
     samples = []
     for item in items:
         if item.split == "train":
+            continue
+        if item.split == "general":
+            samples += general_answers(name, item) if kind in ("lora", "full") else []
             continue
         samples += answers(writer, name, item, accuracy, prompt_tokens, answer_by, is_calibrated)
     for i in range(8):
@@ -315,6 +321,24 @@ def answers(
         is_format_valid=writer.random.random() < 0.93,
     )
     return [thought, final]
+
+
+def general_answers(name: str, item: Item) -> list[SampleRecord]:
+    """A general item answered by the base model and by the tuned one, which forgets some."""
+    difficulty = random.Random(item.id).random()
+    lost = 0.12 if name == "full" else 0.03
+    return [
+        SampleRecord(
+            arm=name,
+            item_id=item.id,
+            set="general",
+            step=step,
+            answer=item.answer_key if difficulty > limit else "x",
+            target=item.answer_key,
+            is_correct=difficulty > limit,
+        )
+        for step, limit in ((None, 0.2), (60, 0.2 + lost))
+    ]
 
 
 def item_extra(item: Item) -> int:

@@ -73,7 +73,7 @@ def made(tmp_path: Path, **options: object) -> tuple[ReportPaths, Page]:
 
 @pytest.fixture(scope="module")
 def spam(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportPaths, Page]:
-    return made(tmp_path_factory.mktemp("spam"))
+    return made(tmp_path_factory.mktemp("spam"), num_general=60)
 
 
 @pytest.fixture(scope="module")

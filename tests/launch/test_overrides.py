@@ -14,6 +14,12 @@ def test_a_path_alone_implies_its_group() -> None:
     assert rewrite(["task=hub", "task.path=o/n"]) == ["task=hub", "task.path=o/n"]
 
 
+def test_arguments_of_a_peft_method_may_be_new_keys() -> None:
+    assert rewrite(["arms.x.peft.r=8"]) == ["++arms.x.peft.r=8"]
+    same = ["arms.x.peft_type=VERA", "arms.x.peft={r: 8}", "+arms.x.peft.r=8", "arms.x.lora_rank=2"]
+    assert rewrite(same) == same
+
+
 def test_a_zero_stage_is_a_name_not_a_number() -> None:
     assert rewrite(["zero=3"]) == ["zero='3'"]
     assert rewrite(["zero=3_offload", "zero.stage=3"]) == ["zero=3_offload", "zero.stage=3"]

@@ -53,7 +53,8 @@ def test_the_same_command_has_the_same_keys() -> None:
 def test_keys_change_with_what_determines_records_and_nothing_else() -> None:
     lora = {"train:lora", "curve:lora:0", "evaluate:lora", "latency:lora"}
     on_lora = {"evaluate:few_shot_on_lora", "latency:few_shot_on_lora"}
-    assert changed("arms.lora.trainer.learning_rate=1e-5") == lora | on_lora
+    general = {"general:lora"}
+    assert changed("arms.lora.trainer.learning_rate=1e-5") == lora | on_lora | general
     assert changed("arms.few_shot.draw=1") == {"evaluate:few_shot", "latency:few_shot"}
     assert changed("arms.lora.calibration=none") == lora - {"train:lora"}
     for nothing in (
@@ -78,7 +79,9 @@ def test_another_task_or_model_shares_nothing() -> None:
     base = keys(plan("+exp=lora"))
     other_task = keys(plan("+exp=lora", task=TaskFacts(sha256="u", kind=TaskKind.classification)))
     other_model = keys(plan("+exp=lora", model="n"))
-    assert all(base[n] != other_task[n] for n in base)
+    # The general set is another question than the task: a base model is asked it once for all.
+    same = {n for n in base if base[n] == other_task[n]}
+    assert same == {"general_base:lora"}
     assert {n for n in base if base[n] == other_model[n]} == {"reference:tfidf"}
 
 
@@ -127,3 +130,42 @@ def test_an_arm_on_a_prompted_arm_is_refused() -> None:
         resolve_arms(
             compose_config(["+exp=zero_shot", "+method@arms.x=few_shot", "arms.x.on=zero_shot"])
         )
+
+
+def test_another_mix_is_another_training_and_nothing_else() -> None:
+    config = compose_config(["+exp=instruction"])
+    arms = resolve_arms(config)
+    models = {n: ModelSource(key="m" * 64, is_ready=True) for n in arms}
+
+    def keys_of(sha256: str) -> dict[str, str]:
+        mixes = {"instruction": sha256}
+        return keys(
+            build_plan(config, arms, task=TASK, models=models, plugins=(), machine=CPU, mixes=mixes)
+        )
+
+    one, other = keys_of("a"), keys_of("b")
+    changes = {name for name in one if one[name] != other[name]}
+    assert {"rows:instruction", "train:instruction", "evaluate:instruction"} <= changes
+    assert all(name.endswith(":instruction") or ":instruction:" in name for name in changes)
+    assert not {name for name in changes if name.startswith(("general_base", "instructions_base"))}
+    assert one["instructions_base:lora"] == one["instructions_base:instruction"]
+
+
+def test_each_tuned_model_and_its_base_are_asked_the_general_set() -> None:
+    found = plan("+exp=compare")
+    asked = {j.id for j in found.jobs if j.kind in ("general", "general_base")}
+    assert asked == {f"{k}:{a}" for k in ("general", "general_base") for a in ("lora", "full")}
+    assert found.job("general:full").depends_on == ("train:full",)
+    base, again = found.job("general_base:lora"), found.job("general_base:full")
+    assert base.key == again.key and again.depends_on == (base.id,)
+    assert found.job("general:lora").key != base.key
+
+
+def test_the_general_set_can_be_left_out_and_its_size_is_in_the_key() -> None:
+    without = plan("+exp=lora", "general.items=0")
+    assert not [j for j in without.jobs if j.kind.startswith("general")]
+    small, large = (plan("+exp=lora", f"general.items={n}") for n in (20, 40))
+    assert small.job("general_base:lora").key != large.job("general_base:lora").key
+    assert small.job("evaluate:lora").key == large.job("evaluate:lora").key
+    with pytest.raises(ConfigError, match="general.items"):
+        compose_config(["+exp=lora", "general.items=121"])

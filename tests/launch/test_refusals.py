@@ -121,7 +121,7 @@ def test_an_unset_required_value_is_named() -> None:
         (["+exp=zero_shot", "cluster=slurm"], "cluster=slurm"),
         (["+exp=zero_shot", "cluster.nodes=2"], "cluster.nodes"),
         (["+exp=zero_shot", "cluster.device=cuda"], "cluster.device"),
-        (["+exp=instruction"], "arms.instruction"),
+        (["+exp=instruction", "arms.instruction.sources.mine.path=none.json"], "none.json"),
         (["+exp=zero_shot", "sweep.name=grid"], "sweep=grid"),
         (["+exp=zero_shot", "kernels.impl=triton"], "kernels.impl=triton"),
         (["+exp=zero_shot", "run.name=../escape"], "run.name"),

@@ -21,6 +21,7 @@ class Log:
         self.started: list[str] = []
         self.events: list[tuple[str, Any]] = []
         self.ended: list[tuple[str, str]] = []
+        self.retried: list[tuple[str, str]] = []
         self.threads: set[int] = set()
 
     def on_start(self, state: JobState) -> None:
@@ -30,6 +31,9 @@ class Log:
     def on_event(self, state: JobState, event: Any) -> None:
         self.events.append((state.job.id, event))
         self.threads.add(threading.get_ident())
+
+    def on_retry(self, state: JobState) -> None:
+        self.retried.append((state.job.id, state.reason))
 
     def on_end(self, state: JobState) -> None:
         self.ended.append((state.job.id, state.status))
@@ -61,6 +65,7 @@ def run(
     slots: int = 2,
     may_start: Callable[[Job], str | None] = lambda job: None,
     finished: frozenset[str] = frozenset(),
+    **further: Callable[..., Any],
 ) -> tuple[dict[str, JobState], Log]:
     log = Log()
     scheduler = Scheduler(
@@ -71,6 +76,7 @@ def run(
         may_start=may_start,
         is_retryable=lambda error: isinstance(error, Lost),
         is_finished=lambda job: job.id in finished,
+        **further,
     )
     return scheduler.run(), log
 
@@ -144,19 +150,64 @@ def test_a_failure_skips_only_what_depends_on_it() -> None:
     assert ("c", "skipped") in log.ended
 
 
-def test_a_lost_process_gets_a_second_attempt_and_no_third() -> None:
+def test_lost_processes_are_retried_and_three_in_a_row_end_the_job() -> None:
     attempts: list[str] = []
 
     def work(job: Job) -> Iterator[int]:
         attempts.append(job.id)
         if job.id == "always" or attempts.count(job.id) == 1:
             raise Lost("node died")
+        if job.id == "own":
+            raise ValueError("bad")
         yield 1
 
-    states, _ = run([job("once"), job("always")], work)
+    states, log = run([job("once"), job("always"), job("own")], work)
     assert states["once"].status == "done"
-    assert states["always"].status == "failed"
-    assert attempts.count("once") == attempts.count("always") == 2
+    assert states["always"].status == states["own"].status == "failed"
+    assert states["always"].reason == "attempt 3, the last of 3 without progress: node died"
+    assert states["own"].reason == "bad"
+    assert [attempts.count(n) for n in ("once", "always", "own")] == [2, 3, 2]
+    assert ("once", "attempt 1 lost: node died") in log.retried
+
+
+def test_attempts_that_get_further_do_not_count() -> None:
+    """It dies after steps 1-2, 2-4, 4-6, ... and ends at 12: five deaths, none without progress."""
+    done = 0
+
+    def work(job: Job) -> Iterator[int]:
+        nonlocal done
+        first = max(done, 1)
+        for step in range(first, first + 3):
+            yield step
+            done = step
+            if step == 12:
+                return
+        raise Lost("again")
+
+    def reached(event: int) -> int:
+        return event
+
+    states, log = run([job("a")], work, reached=reached)
+    assert states["a"].status == "done"
+    assert len(log.retried) == 5
+    done = 0
+    states, log = run([job("a")], work)
+    assert states["a"].status == "failed" and len(log.retried) == 2
+
+
+def test_a_job_that_stops_as_asked_is_stopped_with_what_waits_for_it() -> None:
+    def work(job: Job) -> Iterator[int]:
+        yield 1
+        raise Lost("saved at step 3")
+
+    states, log = run(
+        [job("a", devices=2), job("b", "a"), job("c", devices=2)],
+        work,
+        why_stopped=lambda error: f"budget; {error}",
+    )
+    assert [s.status for s in states.values()] == ["stopped", "stopped", "stopped"]
+    assert states["a"].reason == "budget; saved at step 3"
+    assert log.started == ["a"] and not log.retried
 
 
 def test_a_spent_budget_stops_what_has_not_started() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -14,10 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from conf.errors import ModelError
-from conf.records import CheckpointRecord, from_dict
+from conf.errors import ConfigError, JobFailed, ModelError
+from conf.records import CheckpointRecord, LedgerLine, from_dict
 from evaluation.rendering import Renderer, joint_ids
+from evaluation.run_records import read_run
+from evaluation.serving import serve_commands
+from evaluation.summary import summarise
+from launch import export, predict
 from launch.execute import verified
+from launch.finished import find_arm
+from launch.workers import Evaluator
 from tests.launch.wandb_log import history, run_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -127,6 +135,32 @@ def test_the_curve_has_both_checkpoints_of_each_training(run: Path) -> None:
         assert points[0]["tokens"] < points[1]["tokens"]
 
 
+def test_both_models_answered_the_general_set_and_the_base_was_asked_once(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert [(f["arm"], f["change"]["n"]) for f in results["forgetting"]] == [
+        ("lora", 60),
+        ("full", 60),
+    ]
+    bases = [
+        {a["item_id"]: a["answer"] for a in answers(run, arm, "general") if a["step"] is None}
+        for arm in ("lora", "full")
+    ]
+    assert bases[0] == bases[1] and len(bases[0]) == 60
+    done = [e for e in lines(run / "journal.jsonl") if e["event"] == "job_done"]
+    reused = {e["job"]: e["data"]["is_reused"] for e in done}
+    assert reused["general_base:full"]
+    known = {i["id"] for i in lines(run / "items.jsonl") if i["split"] == "general"}
+    assert known == set(bases[0])
+
+
+def test_each_checkpoint_agreed_before_it_was_evaluated(run: Path) -> None:
+    ledger = json.loads((run / "results.json").read_text())["ledger"]
+    checked = {e["job"] for e in ledger if e["purpose"] == "agreement" and e["tokens"]}
+    arms = {f"{kind}:{arm}" for kind in ("train", "evaluate") for arm in ("lora", "full")}
+    curves = {"curve:lora:0", "curve:full:0"}
+    assert checked == arms | curves | {"evaluate:few_shot_on_lora"}
+
+
 def test_an_arm_on_another_pays_for_it(run: Path) -> None:
     arms = json.loads((run / "results.json").read_text())["arms"]
     assert arms["few_shot_on_lora"]["status"] == "done"
@@ -189,6 +223,136 @@ def test_predict_answers_new_rows_as_the_evaluation_did(run: Path, tmp_path: Pat
     for sample in answers(run, "lora"):
         expected = sample["calibrated_answer"] or sample["answer"]
         assert found[sample["item_id"]] == expected
+
+
+def prompted_rows(run: Path, path: Path) -> list[dict[str, Any]]:
+    items = [i for i in lines(run / "items.jsonl") if i["split"] == "test"]
+    path.write_text("".join(json.dumps({"id": i["id"], "input": i["input"]}) + "\n" for i in items))
+    return items
+
+
+def test_a_killed_prediction_goes_on_and_asks_nothing_twice(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = prompted_rows(run, tmp_path / "new.jsonl")
+    arguments = [str(run), "arm=few_shot_on_lora", str(tmp_path / "new.jsonl")]
+    arguments.append(str(tmp_path / "out.jsonl"))
+    append, kept = predict.Kept.append, []
+
+    def dying(self: Any, record: Any) -> None:
+        append(self, record)
+        kept.append(record.item_id)
+        if len(kept) == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict.Kept, "append", dying)
+        with pytest.raises(KeyboardInterrupt):
+            predict.predict(arguments)
+    assert not (tmp_path / "out.jsonl").exists()
+    with (tmp_path / ".out.jsonl.answers.jsonl").open("a") as stream:
+        stream.write('{"arm": "half a li')
+    asked: list[str] = []
+    monkeypatch.setattr(predict.Kept, "append", lambda self, r: asked.append(r.item_id))
+    assert predict.predict(arguments) == 0
+    assert sorted(asked + kept) == sorted(i["id"] for i in items)
+    found = {r["id"]: r["answer"] for r in lines(tmp_path / "out.jsonl")}
+    rule = json.loads((run / "results.json").read_text())["arms"]["few_shot_on_lora"]["answer_rule"]
+    for sample in answers(run, "few_shot_on_lora"):
+        if sample["answer_by"] == rule["answer_by"]:
+            assert found[sample["item_id"]] == (sample["calibrated_answer"] or sample["answer"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.jsonl", "out.jsonl"]
+
+
+@pytest.mark.parametrize("arm", ["lora", "full", "few_shot_on_lora", "zero_shot"])
+def test_an_exported_model_answers_in_plain_transformers_as_it_was_measured(
+    run: Path, tmp_path: Path, arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snippet of the report, run as it stands on the directory that the report names."""
+    assert (
+        export.export([str(run), f"arm={arm}", str(tmp_path / "exported" / arm), "merge=true"]) == 0
+    )
+    records = read_run(run)
+    results = summarise(records)
+    wanted = dataclasses.replace(results.recommendation, arm=arm)
+    commands = serve_commands(dataclasses.replace(results, recommendation=wanted), records)
+    snippet = next(c.text for c in commands if "plain transformers" in c.title)
+    rule = records.arms[arm].rule
+    assert rule is not None
+    items = {i["id"]: i["input"] for i in lines(run / "items.jsonl")}
+    checked = [s for s in answers(run, arm) if s["answer_by"] == rule.answer_by][:4]
+    monkeypatch.chdir(tmp_path)
+    for sample in checked:
+        scope: dict[str, Any] = {}
+        exec(snippet.replace('"TEXT OF ONE ITEM"', repr(items[sample["item_id"]])), scope)
+        if rule.answer_by == "generate":
+            said = scope["tokenizer"].decode(scope["ids"][0, len(scope["start"]) :], True)
+            assert said.startswith(sample["completion"])
+        else:
+            expected = sample["calibrated_answer"] or sample["answer"]
+            assert max(scope["scores"], key=scope["scores"].get) == expected
+            offsets = rule.label_offsets or {}
+            found = {k: v + offsets.get(k, 0.0) for k, v in scope["scores"].items()}
+            if rule.normalisation == "sum":
+                assert found == pytest.approx(sample["label_logprobs"], abs=1e-3)
+
+
+def test_an_exported_adapter_holds_no_training_text_and_loads(run: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "adapter"
+    export.export([str(run), "arm=lora", str(out)])
+    assert "checkpoint.json" not in {p.name for p in out.iterdir()}
+    manifest = json.loads((out / "export.json").read_text())
+    assert manifest["arm"] == "lora" and not manifest["is_merged"] and "probe" not in manifest
+    AutoTokenizer.from_pretrained(out)
+    base = AutoModelForCausalLM.from_pretrained(base_model(run))
+    PeftModel.from_pretrained(base, out)
+    with pytest.raises(ConfigError, match="which exists"):
+        export.export([str(run), "arm=lora", str(out), "merge=true"])
+
+
+def test_an_export_that_is_not_the_trained_model_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = export.find_arm
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        found = find(*args, **kwargs)
+        return dataclasses.replace(found, checkpoint=with_other_scale(found.checkpoint, tmp_path))
+
+    monkeypatch.setattr(export, "find_arm", scaled)
+    with pytest.raises(JobFailed, match="not the one that was trained"):
+        export.export([str(run), "arm=lora", str(tmp_path / "out" / "merged"), "merge=true"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def with_other_scale(checkpoint: Path, parent: Path) -> Path:
+    """A copy of an adapter that is put on with three times its scale, all hashes right."""
+    other = parent / "scaled"
+    shutil.copytree(checkpoint, other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    config["lora_alpha"] *= 3
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    return other
+
+
+def test_an_evaluation_of_another_model_than_was_trained_fails(run: Path, tmp_path: Path) -> None:
+    """Hashes that were made anew say nothing; the numbers of the training do."""
+    found = find_arm(run, "lora", with_reference=False, usage="")
+    assert found.checkpoint is not None and found.checkpoint_record is not None
+    task = dataclasses.replace(
+        found.task, items={**found.task.items, "test": found.task.items["test"][:2]}
+    )
+    with contextlib.closing(predict.Kept(tmp_path / "o.csv", key="k")) as kept:
+        work = predict._work(found, task, kept)
+    assert len(work.probe) == 20
+    good = [e for events in Evaluator().answer(work) for e in events]
+    assert [e.purpose for e in good if isinstance(e, LedgerLine)][0] == "agreement"
+    bad = dataclasses.replace(work, adapter_dir=with_other_scale(found.checkpoint, tmp_path))
+    with pytest.raises(JobFailed, match="scaled: the loaded model is not the one"):
+        list(Evaluator().answer(bad))
 
 
 def test_a_changed_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:

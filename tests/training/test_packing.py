@@ -24,10 +24,12 @@ from transformers import (
 from conf.groups import TrainerConfig, ZeroConfig
 from conf.methods import FullMethod, LoraMethod
 from conf.records import RenderedExample
+from training import layout as layouts
 from training import model as models
 from training.data import make_batch, packed_batch, padded_batch, visibility
 from training.job import TrainJob
-from training.model import TargetLoss, build, choose_layout, linear_choice
+from training.layout import choose_layout
+from training.model import TargetLoss, build, linear_choice
 from training.packing import Layout, pack, shared_length
 from training.sharding import split_batch
 
@@ -200,7 +202,7 @@ def worst_difference(found, wanted):
 def test_packed_gradients_are_those_of_single_rows(name, shares):
     rows = make_rows(7)
     model = new_loss(name).double()
-    assert models._obstacle(model.model) is None
+    assert layouts._obstacle(model.model) is None
     singles = [padded_batch([row], pad_id=0) for row in rows]
     packed = packed_batch(rows, shares_prefix=shares)
     loss, found, tokens = gradients(model, [packed])
@@ -284,7 +286,7 @@ def test_models_that_count_places_are_padded(config, obstacle):
 def test_an_unused_window_is_no_obstacle():
     config = Qwen2Config(**TINY, use_sliding_window=False, sliding_window=8)
     config.sliding_window = 8
-    assert models._obstacle(AutoModelForCausalLM.from_config(config)) is None
+    assert layouts._obstacle(AutoModelForCausalLM.from_config(config)) is None
 
 
 def test_dropout_shares_no_prefix(base_dir):

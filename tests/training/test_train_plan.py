@@ -159,29 +159,65 @@ def test_point_names():
     assert point_name(20, total_steps=20) == "final"
 
 
-@pytest.mark.parametrize(
-    ("free", "workers", "stage"),
-    [(100, 4, 0), (60, 4, 1), (40, 4, 2), (30, 4, 3), (1, 4, 3), (1, 1, 0), (None, 4, 0)],
-)
-def test_auto_takes_the_smallest_stage_that_fits(free, workers, stage):
-    found = choose_stage(
-        ZeroConfig(),
-        bytes_by_stage={0: 70, 1: 48, 2: 32, 3: 20},
-        device_memory_bytes=free,
+SIZES = {0: 70 * 10**9, 1: 48 * 10**9, 2: 32 * 10**9, 3: 20 * 10**9}
+
+
+def chosen(free, workers, zero=None):
+    memory = None if free is None else free * 10**9
+    return choose_stage(
+        zero or ZeroConfig(),
+        bytes_by_stage=SIZES,
+        device_memory_bytes=memory,
         world_size=workers,
     )
-    assert found == stage
+
+
+@pytest.mark.parametrize(
+    ("free", "workers", "stage", "fits"),
+    [
+        (100, 4, 0, True),
+        (60, 4, 1, True),
+        (40, 4, 2, True),
+        (30, 4, 3, True),
+        (19, 4, 3, False),
+        (1, 1, 0, False),
+        (72, 1, 0, True),
+        (None, 4, 0, True),
+    ],
+)
+def test_auto_takes_the_smallest_stage_that_fits(free, workers, stage, fits):
+    found = chosen(free, workers)
+    assert (found.stage, found.fits) == (stage, fits)
+
+
+def test_the_reason_names_what_is_needed_and_what_the_stage_before_would_take():
+    assert chosen(60, 4).reason == "stage 1: 48 GB of 60 GB; stage 0 would take 70 GB"
+    assert chosen(100, 4).reason == "stage 0: 70 GB of 100 GB; all fits on each device"
+    assert chosen(90, 1).reason == "stage 0: 70 GB of 90 GB; one worker, nothing to shard"
+    given_stage = chosen(30, 4, ZeroConfig(stage=ZeroStage.zero2))
+    assert given_stage.reason == "stage 2: 32 GB of 30 GB; as given"
+    assert not given_stage.fits
 
 
 def test_a_given_stage_is_kept_and_offload_means_3():
-    sizes = {0: 1, 1: 1, 2: 1, 3: 1}
     for stage in (0, 1, 2, 3):
-        zero = ZeroConfig(stage=ZeroStage(stage))
-        assert (
-            choose_stage(zero, bytes_by_stage=sizes, device_memory_bytes=9, world_size=2) == stage
-        )
-    zero = ZeroConfig(offload=True)
-    assert choose_stage(zero, bytes_by_stage=sizes, device_memory_bytes=9, world_size=2) == 3
+        assert chosen(9, 2, ZeroConfig(stage=ZeroStage(stage))).stage == stage
+    assert chosen(9, 2, ZeroConfig(offload=True)).stage == 3
+
+
+def test_offload_goes_to_the_disk_that_is_named():
+    config = deepspeed_config(
+        TrainerConfig(),
+        stage=3,
+        offload=True,
+        dtype="bfloat16",
+        device="cuda",
+        world_size=2,
+        nvme_path="/disk",
+    )
+    zero = config["zero_optimization"]
+    place = {"device": "nvme", "nvme_path": "/disk", "pin_memory": True}
+    assert zero["offload_param"] == place == zero["offload_optimizer"]
 
 
 @pytest.mark.parametrize("stage", (0, 1, 2, 3))

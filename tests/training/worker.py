@@ -15,13 +15,13 @@ import torch.distributed as dist
 from conf.choices import Schedule, ZeroStage
 from conf.errors import CrossoverError
 from conf.groups import TrainerConfig, ZeroConfig
-from conf.methods import FullMethod, LoraMethod
+from conf.methods import FullMethod, LoraMethod, PeftMethod
 from conf.records import Progress, TrainRecord, to_dict
-from training import zero
+from training import engine, zero
 from training.job import TrainJob
 from training.loop import train
 
-METHODS = {"full": FullMethod, "lora": LoraMethod}
+METHODS = {"full": FullMethod, "lora": LoraMethod, "peft": PeftMethod}
 
 
 def make_job(spec):
@@ -66,6 +66,9 @@ class ListRuntime:
         assert isinstance(record, (TrainRecord, Progress))
         kept.append(to_dict(record))
 
+    def should_save(self):
+        return False
+
 
 class EmbeddedTokens:
     """Counts the token positions that enter any embedding of this process."""
@@ -85,15 +88,53 @@ class EmbeddedTokens:
         return int(count)
 
 
+class HeldBytes:
+    """Bytes of the tensors that this worker holds around its last optimizer step, by part."""
+
+    def __init__(self):
+        self.found = {}
+        self.step = engine.Engine.step
+        held = self
+
+        def measured(self, **kwargs):
+            held.found["gradients"] = _gradient_bytes(self)
+            norm = held.step(self, **kwargs)
+            parameters = list(self.trainee.model.parameters())
+            weights = [getattr(p, "ds_tensor", p) for p in parameters]
+            whole = [p for p in parameters if hasattr(p, "ds_tensor") and p.numel()]
+            states = self._optimizer.state.values()
+            held.found["optimizer"] = _bytes(t for s in states for t in s.values() if t.dim())
+            held.found["weights"] = _bytes([*weights, *whole])
+            return norm
+
+        engine.Engine.step = measured
+
+    def stop(self):
+        engine.Engine.step = self.step
+        return self.found
+
+
+def _gradient_bytes(trained):
+    averaged = getattr(trained._engine.optimizer, "averaged_gradients", None) or {}
+    parts = [part for parts in averaged.values() if parts is not None for part in parts]
+    own = [p.grad for p in trained.trainee.model.parameters() if p.grad is not None]
+    return _bytes([*parts, *own])
+
+
+def _bytes(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def run(spec):
     job = make_job(spec)
     runtime = ListRuntime()
     result = {"records": runtime.records, "progress": runtime.progress}
-    embedded = EmbeddedTokens()
+    embedded, held = EmbeddedTokens(), HeldBytes()
     try:
         result["summary"] = to_dict(train(job, runtime))
     except CrossoverError as error:
         result["error"] = [type(error).__name__, str(error)]
+    result["held_bytes"] = held.stop()
     result["embedded_tokens"] = embedded.total()
     if runtime.global_rank == 0:
         Path(job.output_dir).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,216 @@
+"""Attempts of one training: each step once over all of them, and all that they cost.
+
+An attempt that ends early leaves a stream file, which its worker wrote and its driver may not have
+read to the end. The next attempt takes it in first. Steps after the state from which an attempt
+goes on are done again: their earlier records become ledger lines with purpose `redone`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from conf.hashing import plain
+from conf.records import RECORD_TYPES, LedgerLine, Progress, TrainRecord, TrainSummary, from_dict
+
+# What a finished training puts on the bill; a training that goes on afterwards states it anew.
+TRAINING_PURPOSES = ("train", "padding", "agreement")
+E = TypeVar("E")
+
+
+@dataclass(kw_only=True, slots=True)
+class Steps:
+    """The records of a training that stand: each step once, in order.
+
+    standing: of all attempts. first_step: of the running attempt, None before it has one.
+    """
+
+    standing: list[TrainRecord] = field(default_factory=list)
+    first_step: int | None = None
+
+    def add(self, record: TrainRecord) -> list[TrainRecord]:
+        """Take in a record of the running attempt; returns those that it makes void."""
+        if self.first_step is None:
+            self.first_step = record.step
+        void: list[TrainRecord] = []
+        while self.standing and self.standing[-1].step >= record.step:
+            void.append(self.standing.pop())
+        self.standing.append(record)
+        return void[::-1]
+
+    def earlier_device_seconds(self) -> float:
+        """What the standing steps of earlier attempts took."""
+        end = self.first_step
+        return sum(r.device_seconds for r in self.standing if end is None or r.step < end)
+
+
+def redone(void: Iterable[TrainRecord], *, job: str, arm: str | None) -> LedgerLine:
+    """The bill of steps that were trained for nothing."""
+    records = list(void)
+    return LedgerLine(
+        job=job,
+        arm=arm,
+        purpose="redone",
+        tokens=sum(r.tokens for r in records),
+        device_seconds=sum(r.device_seconds for r in records),
+    )
+
+
+def each_step_once(events: Iterable[E]) -> list[E | TrainRecord | LedgerLine]:
+    """A job's records with each training step once, repeated ones as `redone` lines.
+
+    Training records come first; records of other jobs pass as they are.
+    """
+    steps, others, is_ended = Steps(), list[E | LedgerLine](), False
+    for event in events:
+        if not isinstance(event, TrainRecord):
+            others.append(event)
+            is_ended = is_ended or isinstance(event, TrainSummary)
+            continue
+        if is_ended:  # it was not the end after all
+            others, is_ended = [e for e in others if not _is_ending(e)], False
+        void = steps.add(event)
+        if void:
+            others.append(redone(void, job="", arm=event.arm))
+    return [*steps.standing, *others]
+
+
+def _is_ending(event: object) -> bool:
+    """Whether an event belongs to the end of a training."""
+    if isinstance(event, LedgerLine):
+        return event.purpose in TRAINING_PURPOSES
+    return isinstance(event, TrainSummary)
+
+
+def whole(summary: TrainSummary, steps: Steps) -> TrainSummary:
+    """The summary of a training over all attempts: the last one's seconds and what still stands."""
+    seconds = summary.device_seconds + steps.earlier_device_seconds()
+    return dataclasses.replace(summary, device_seconds=seconds)
+
+
+def training_ledger(
+    summary: TrainSummary, *, job: str, arm: str | None, paid: Sequence[TrainRecord] = ()
+) -> list[LedgerLine]:
+    """A finished training's tokens by purpose; the device-seconds stand on the `train` lines.
+
+    paid: steps that an earlier invocation paid for; they stand on a line of their own.
+    """
+    earlier = _sums(paid)
+    now = (summary.tokens - earlier[0], summary.device_seconds - earlier[1])
+    return [
+        *_train_lines(earlier, now, job=job, arm=arm),
+        LedgerLine(job=job, arm=arm, purpose="padding", tokens=summary.padding_tokens),
+        LedgerLine(job=job, arm=arm, purpose="agreement", tokens=summary.probe_tokens),
+        LedgerLine(job=job, arm=arm, purpose="redone", tokens=summary.redone_tokens),
+    ]
+
+
+def standing_ledger(
+    standing: Sequence[TrainRecord], *, job: str, arm: str | None, paid: Sequence[TrainRecord]
+) -> list[LedgerLine]:
+    """The steps of a training that is not finished."""
+    earlier, both = _sums(paid), _sums(standing)
+    return _train_lines(earlier, (both[0] - earlier[0], both[1] - earlier[1]), job=job, arm=arm)
+
+
+def _sums(records: Sequence[TrainRecord]) -> tuple[int, float]:
+    return sum(r.tokens for r in records), sum(r.device_seconds for r in records)
+
+
+def _train_lines(
+    earlier: tuple[int, float], now: tuple[int, float], *, job: str, arm: str | None
+) -> list[LedgerLine]:
+    return [
+        LedgerLine(
+            job=job, arm=arm, purpose="train", tokens=t, device_seconds=s, is_reused=is_reused
+        )
+        for (t, s), is_reused in ((earlier, True), (now, False))
+        if t or not is_reused
+    ]
+
+
+# --- The stream of one attempt -------------------------------------------------------------------
+
+
+def stream_path(points: Path, attempt: str) -> Path:
+    """Where the worker of an attempt writes its records, below a training's output directory."""
+    return points / f"stream-{attempt}.jsonl"
+
+
+def stream_line(record: TrainRecord | Progress | TrainSummary, *, devices: int) -> str:
+    """A record as the line of a stream; `at` and `devices` tell what an attempt cost."""
+    facts = {"type": type(record).__name__, "at": time.time(), "devices": devices}
+    return json.dumps({**facts, **plain(record)}) + "\n"
+
+
+def ask_to_stop(points: Path) -> None:
+    """Have the running attempt save its state and stop after its step; may be called again."""
+    for stream in points.glob("stream-*.jsonl"):
+        stop_path(stream).touch()
+
+
+def stop_path(stream: Path) -> Path:
+    """The file that asks an attempt to stop."""
+    return stream.with_suffix(".stop")
+
+
+def left_streams(points: Path) -> list[Path]:
+    """Streams of earlier attempts, the oldest first."""
+    return sorted(points.glob("stream-*.jsonl"))
+
+
+def discard_stream(stream: Path) -> None:
+    """Remove a stream that was taken in; a worker that still writes to it fails and ends."""
+    stream.unlink(missing_ok=True)
+    stop_path(stream).unlink(missing_ok=True)
+
+
+def taken_in(stream: Path, known: list[Any]) -> Iterator[Any]:
+    """What a stream adds to a job's known records, and what else the attempt spent.
+
+    An attempt spent the seconds between its first line and its last. Those of its steps stand in
+    their records; the rest (loading, saving) is lost with the attempt, unless it was the last.
+    """
+    lines = list(_whole_lines(stream))
+    events: list[Any] = [from_dict(RECORD_TYPES[line["type"]], line) for line in lines]
+    records = [e for e in events if isinstance(e, TrainRecord)]
+    seen = {e for e in known if isinstance(e, TrainRecord)}
+    yield from (r for r in records if r not in seen)
+    summary = next((e for e in events if isinstance(e, TrainSummary)), None)
+    if summary is not None:
+        if not any(isinstance(e, TrainSummary) for e in known):
+            yield from _ending(summary, [e for e in known if isinstance(e, TrainRecord)], records)
+        return
+    if lines:
+        span = (lines[-1]["at"] - lines[0]["at"]) * lines[-1]["devices"]
+        overhead = max(0.0, span - sum(r.device_seconds for r in records))
+        arm = records[0].arm if records else None
+        yield LedgerLine(job="", arm=arm, purpose="redone", device_seconds=overhead)
+
+
+def _ending(
+    summary: TrainSummary, known: list[TrainRecord], records: list[TrainRecord]
+) -> Iterator[Any]:
+    """The end of a training whose driver died before it wrote it down."""
+    mine = set(records)
+    steps = Steps()
+    for record in known:
+        if record not in mine:
+            steps.add(record)
+    steps.first_step = None
+    for record in records:
+        steps.add(record)
+    complete = whole(summary, steps)
+    yield from training_ledger(complete, job="", arm=summary.arm)
+    yield complete
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if text.endswith("\n"):
+            yield json.loads(text)
