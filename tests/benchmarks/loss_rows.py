@@ -7,8 +7,9 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from kernels.linear import linear
+from kernels.linear import Linear, linear
 from kernels.linear_cross_entropy import linear_cross_entropy
 from tests.benchmarks.comparing import Setup
 from tests.benchmarks.harness import SETTLE_SECONDS, Result, ratio_of
@@ -28,7 +29,7 @@ from training.lora import LoraLayer
 
 LONG_TOKENS = 2048
 FEW_TOKENS, FEW_TARGETS = 1024, 51  # 5%
-MAX_ERROR = 1e-5  # of gradients, by their largest value
+MAX_ERROR = 1e-4  # of gradients, by their largest value; tests hold 1e-6 of fp64 truth
 MAX_LONG_MEMORY, MAX_FEW_MEMORY = 0.25, 0.05
 LOSSES = ("loss_all_tokens_frozen_head", "loss_all_tokens", "loss_few_targets")
 Step = Callable[[], tuple[Tensor, ...]]
@@ -135,22 +136,25 @@ def lora_step(setup: Setup) -> list[Result]:
     with ours(kind="lora", **places) as mine, ours(kind="full", **places) as full:  # type: ignore[arg-type]
         model = mine.engine.trainee.model
         layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+        linears = [m for m in model.modules() if type(m) is Linear]
 
-        def with_peft() -> tuple[float, float]:
-            for layer in layers:
-                layer.__class__ = LoraLayer.__mro__[1]  # type: ignore[assignment]
+        def with_peft(swapped: Sequence[torch.nn.Module] = ()) -> tuple[float, float]:
+            before = [(module, type(module)) for module in (*layers, *swapped)]
+            for module, own in before:  # as the class is that ours was made of
+                module.__class__ = own.__mro__[1]
             try:
                 return mine.loss_and_norm(rows)
             finally:
-                for layer in layers:
-                    layer.__class__ = LoraLayer
+                for module, own in before:
+                    module.__class__ = own
 
         def run(step: Callable[[], tuple[float, float]]) -> Step:
             return lambda: tuple(torch.tensor(value) for value in step())
 
         sides = {
             "ours": run(lambda: mine.loss_and_norm(rows)),
-            "peer": run(with_peft),
+            "peer": run(lambda: with_peft(linears)),
+            "same_linear": run(with_peft),
             "full": run(lambda: full.loss_and_norm(rows)),
         }
         parity = _parity(sides["ours"](), sides["peer"]())
@@ -160,14 +164,18 @@ def lora_step(setup: Setup) -> list[Result]:
         work=f"forward and backward of LoRA r=16, {sum(len(r.input_ids) for r in rows)} tokens",
         ours=statistics.median(seconds["ours"]),
         peer=statistics.median(seconds["peer"]),
-        peer_version="peft's layer over our linear layer",
+        peer_version=f"peft {metadata.version('peft')} lora.Linear",
         ratio=ratio_of(seconds["ours"], seconds["peer"]),
         floor=1.1,
         aim=None,
         bound=None,
         unit="seconds",
         parity=parity,
-        more={"seconds": seconds, "full_seconds": statistics.median(seconds["full"])},
+        more={
+            "ratio_same_linear": ratio_of(seconds["ours"], seconds["same_linear"]).median,
+            "full_seconds": statistics.median(seconds["full"]),
+            "seconds": seconds,
+        },
     )
     result.judge()
     if ratio_of(seconds["ours"], seconds["full"]).high < 1.0:
