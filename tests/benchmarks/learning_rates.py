@@ -1,8 +1,9 @@
 """A learning-rate sweep by hand: the best rate of LoRA beside the best of full fine-tuning.
 
 `python -m tests.benchmarks.learning_rates [--data DIRECTORY]`: banking77 as chat, 30 steps of 8
-rows, decay to zero; judged by the loss on held-out
-rows. The interval is a bootstrap over those rows: how far apart the best rates are in each draw.
+rows, decay to zero; judged by the loss on held-out rows. The interval is a bootstrap over those
+rows: how far apart the best rates are in each draw. It does not cover the seed, of which there is
+one.
 "LoRA Without Regret" (Schulman et al., Thinking Machines, 2025) finds about 10.
 """
 
