@@ -25,7 +25,8 @@ from kernels.token_logprobs import token_logprobs
 
 S = TypeVar("S")
 
-SPARE_COLUMNS = 8  # for rows after the prompt at first; slots grow when they are full
+# For rows after the prompt at first; slots grow when they are full, which copies them.
+SPARE_COLUMNS, SPARE_COLUMNS_SHORT_LIVED = 32, 8
 MAX_SLOT_WASTE = 1.5  # columns of short-lived rows' slots, by those that all rows would need
 REFILL_SHARE = 0.25  # free slots that make a pass of new prompts worth its small batch
 
@@ -101,11 +102,13 @@ class Decoder(Generic[S]):
         waiting = sorted(range(len(ends)), key=ends.__getitem__)
         low = self.forest.num_known
         most_alike = max(Counter(ends).values())  # equal prompts end in one row and enter together
-        rooms = [length - self.base + SPARE_COLUMNS for length in self.lengths]
+        short = self.mode.is_short_lived
+        spare = SPARE_COLUMNS_SHORT_LIVED if short else SPARE_COLUMNS
+        rooms = [length - self.base + spare for length in self.lengths]
         # Slots are as wide as the longest of their prompts needs. Where a row lives for a few steps
         # only, fewer slots hold the same rows in less memory, and cost little time.
         fitting = int(MAX_SLOT_WASTE * sum(rooms) / max(rooms))
-        most = max(1, fitting) if self.mode.is_short_lived else len(ends)
+        most = max(1, fitting) if short else len(ends)
         self.size = max(min(self.size, most), most_alike)
         slots = Slots(self.size, device=self.model.device)
         while waiting or self._live:
@@ -122,8 +125,7 @@ class Decoder(Generic[S]):
             while waiting and ends[waiting[0]] < work.high:
                 entering.append(waiting.pop(0))
             if entering:
-                own = max(self.lengths[request] for request in entering) - self.base
-                slots.make_room(own + SPARE_COLUMNS, count=count)
+                slots.make_room(max(rooms[request] for request in entering), count=count)
             yield from self._enter(slots, work, entering)
             low = work.high
 
