@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from conf.errors import ModelError
-from evaluation.engines.loading import load_adapter, unload_adapter
+from evaluation.engines.loading import is_out_of_memory, load_adapter, unload_adapter
 from kernels.linear import Linear, Packed
 
 if TYPE_CHECKING:
@@ -140,8 +140,10 @@ def _merged(layer: Any) -> tuple[Tensor, Tensor | None] | None:
             return None
         bias = getattr(base, "bias", None)
         return base.weight.detach(), None if bias is None else bias.detach()
-    except (NotImplementedError, ValueError, RuntimeError):  # how peft says that it cannot
-        return None
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return None  # how peft says that it cannot; the adapter then stays around its base
     finally:
         layer.merged_adapters = []
         for name, tensor in kept.items():
