@@ -128,6 +128,7 @@ def _matrix(run_workers, base_dir, short_rows_path, *, world_size, steps):
                 "micro_batch_size": 2,
                 "learning_rate": RATE,
                 "num_points": POINTS,
+                "state_every_steps": LONG,  # at the points alone, however slow the disk is
             },
             "zero": {"stage": stage},
             "job": {"model_dir": str(base_dir), "rows_path": str(short_rows_path)},
