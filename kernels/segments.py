@@ -186,20 +186,34 @@ class Segments:
     def runs(self) -> tuple[Run, ...]:
         """Neighbours of about one length, for one call of a kernel each; all rows in order.
 
-        Chains are cut so that little is padded: equal lengths, or lengths in order, make few runs.
-        Trees and slots are one run.
+        Packed chains and trees are cut so that little is padded: equal lengths, or lengths in
+        order, make few runs. (Items of 40 to 320 rows in one padded call were a third of the time
+        of scoring sms_spam.) Slots, whose keys lie apart, are one run.
         """
-        rows, keys = len(self.columns), len(self.ends)
-        if not self.is_chain or not torch.equal(self.key_starts, self.query_starts[:-1]):
-            return (Run(rows=slice(0, rows), keys=slice(0, keys), segments=self),)
-        parts = _cut_lengths(self.key_lengths.tolist())
+        lengths, starts = self.key_lengths, self.query_starts
+        is_packed = torch.equal(starts[:-1], self.key_starts) and torch.equal(
+            starts.diff(), lengths
+        )
+        parts = _cut_lengths(lengths.tolist()) if is_packed else []
         if len(parts) <= 1:
-            return (Run(rows=slice(0, rows), keys=slice(0, keys), segments=self),)
+            rows, keys = slice(0, len(self.columns)), slice(0, len(self.ends))
+            return (Run(rows=rows, keys=keys, segments=self),)
         ends = [0, *itertools.accumulate(sum(part) for part in parts)]
-        places = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        places = itertools.starmap(slice, itertools.pairwise(ends))
         return tuple(
-            Run(rows=place, keys=place, segments=Segments.chains(part, device=self.columns.device))
+            Run(rows=place, keys=place, segments=self._packed(part, place))
             for place, part in zip(places, parts, strict=True)
+        )
+
+    def _packed(self, lengths: Sequence[int], place: slice) -> Segments:
+        """The neighbouring segments of these lengths, whose rows and keys are at `place`."""
+        starts = _int64([0, *itertools.accumulate(lengths)], self.columns.device)
+        return Segments(
+            query_starts=starts,
+            key_starts=starts[:-1],
+            key_lengths=starts.diff(),
+            columns=self.columns[place],
+            ends=self.ends[place],
         )
 
     @cached_property

@@ -1,5 +1,7 @@
 """The rule of which keys a query sees, against walking up the tree."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -133,10 +135,14 @@ def test_slots_of_another_shape_are_refused():
 
 
 @settings(max_examples=80, deadline=None)
-@given(lengths=st.lists(st.integers(0, 90), max_size=20))
-def test_runs_are_all_rows_in_order_and_pad_little(lengths):
-    segments = Segments.chains(lengths)
-    runs, start = segments.runs, 0
+@given(
+    lengths=st.lists(st.integers(0, 90), max_size=20), is_chain=st.booleans(), seed=st.integers()
+)
+def test_runs_are_all_rows_in_order_and_pad_little(lengths, is_chain, seed):
+    draw = random.Random(seed)
+    trees = [[n if is_chain else draw.randint(row + 1, n) for row in range(n)] for n in lengths]
+    segments = Segments.trees(trees)
+    runs, start, num_segments = segments.runs, 0, 0
     for run in runs:
         assert run.rows == run.keys and run.rows.start == start
         start = run.rows.stop
@@ -144,13 +150,19 @@ def test_runs_are_all_rows_in_order_and_pad_little(lengths):
         assert sum(own) == run.rows.stop - run.rows.start
         padded = len(own) * max(own, default=0) - sum(own)
         assert padded <= PADDED_PART * sum(own) or padded * max(own) <= PADDED_SCORES
+        which = slice(num_segments, num_segments + len(own))
+        longest = run.segments.longest_key
+        assert torch.equal(run.segments.visible, segments.visible[which, :longest, :longest])
+        num_segments = which.stop
     assert start == sum(lengths)
     assert [n for run in runs for n in run.segments.key_lengths.tolist()] == lengths
     assert len(Segments.chains(sorted(lengths)).runs) <= 12
 
 
-def test_equal_lengths_are_one_run_and_trees_always_are():
+def test_equal_lengths_are_one_run_and_slots_always_are():
     assert len(Segments.chains([300] * 50).runs) == 1
     assert len(Segments.chains([300] * 3 + [30] * 3 + [300]).runs) == 3
     tree = [n if n % 2 else 90 for n in range(1, 91)]
-    assert len(Segments.trees([[2, 1], tree]).runs) == 1
+    assert len(Segments.trees([[2, 1], tree]).runs) == 2
+    slots = Segments.slots(torch.tensor([0, 89]), torch.full((2, 90), 90), capacity=90)
+    assert len(slots.runs) == 1
