@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import BUILT, choose
+from kernels.grouped_lora import Adapter, grouped_lora
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.lora_linear import lora_linear
 from kernels.segments import Segments
@@ -30,13 +31,14 @@ from kernels.token_logprobs import Head, token_logprobs, token_logprobs_referenc
 # Largest absolute error allowed, for normal random inputs as made below. Attention rounds its
 # output (values up to 4: 2 eps) and its weights on their way into a product (as much again).
 # Log-probabilities are fp32 whatever the inputs are; 1e-4 is what the engine promises.
-# Of the two kernels of training the largest error of loss, output and every gradient counts, each
+# Of the three kernels of training the largest error of loss, output and every gradient counts, each
 # relative to its largest value; 16-bit products round their factors and their result.
 TOLERANCES: dict[str, Callable[[torch.dtype], float]] = {
     "shared_prefix_attention": lambda dtype: 1e-5 + 4 * torch.finfo(dtype).eps,
     "token_logprobs": lambda dtype: 1e-4,
     "linear_cross_entropy": lambda dtype: 1e-5 + 4 * torch.finfo(dtype).eps,
     "lora_linear": lambda dtype: 1e-5 + 4 * torch.finfo(dtype).eps,
+    "grouped_lora": lambda dtype: 1e-5 + 4 * torch.finfo(dtype).eps,
 }
 
 
@@ -164,6 +166,7 @@ def check_kernels(
         "token_logprobs": _logprob_errors,
         "linear_cross_entropy": _loss_errors,
         "lora_linear": _lora_errors,
+        "grouped_lora": _grouped_errors,
     }
     return [_check(kernel, kernels[kernel], name, device, dtype) for kernel in only]
 
@@ -279,6 +282,34 @@ def _lora_errors(impl: str, device: str, dtype: torch.dtype) -> Iterator[float]:
 
 def _layer(x: Tensor, w: Tensor, a: Tensor, b: Tensor, impl: str) -> Tensor:
     return lora_linear(x, w, a, b, 2.0, impl=impl)
+
+
+def _grouped_errors(impl: str, device: str, dtype: torch.dtype) -> Iterator[float]:
+    source = torch.Generator().manual_seed(0)
+    shapes = ((90, 40), (5, 40), (70, 5), (16, 40), (70, 16))
+    inputs = [
+        (torch.randn(*s, generator=source) * (s[1] ** -0.5 if i else 1)).to(device, dtype)
+        for i, s in enumerate(shapes)
+    ]
+    weight = (torch.randn(70, 40, generator=source) * 40**-0.5).to(device, dtype)
+    for starts in ((0, 3, 20, 90), (0, 64, 89, 90)):
+        layers = functools.partial(_layers, weight=weight, starts=starts)
+        yield _gradient_error(layers, inputs, impl)
+
+
+def _layers(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    impl: str,
+    *,
+    weight: Tensor,
+    starts: tuple[int, ...],
+) -> Tensor:
+    adapters = (Adapter(a, b, 2.0), None, Adapter(c, d, 0.5))
+    return grouped_lora(x, weight, starts, adapters, impl=impl)
 
 
 def _gradient_error(function: Callable[..., Tensor], inputs: list[Tensor], impl: str) -> float:

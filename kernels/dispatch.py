@@ -11,8 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BUILT = ("shared_prefix_attention", "token_logprobs", "linear_cross_entropy", "lora_linear")
-NOT_BUILT = ("grouped_lora",)
+BUILT = (
+    "shared_prefix_attention",
+    "token_logprobs",
+    "linear_cross_entropy",
+    "lora_linear",
+    "grouped_lora",
+)
 NAMES = ("auto", "cpu", "triton", "reference")
 
 

@@ -49,9 +49,9 @@ class Shaping:
 
 @dataclass(kw_only=True, slots=True)
 class LossAndGradients:
-    """The loss, (), fp32 at least; gradients of what needs one, None of the rest."""
+    """Each row's loss, (N,), fp32 at least; gradients of what needs one, None of the rest."""
 
-    loss: Tensor
+    losses: Tensor
     hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
@@ -66,8 +66,8 @@ class LossAndGradients:
             None if like is None or not is_needed else like.new_zeros(like.shape, dtype=dtype)
             for like, is_needed in zip((hidden, weight, bias), needs, strict=True)
         ]
-        loss = hidden.new_zeros((), dtype=dtype)
-        return cls(loss=loss, hidden=zeros[0], weight=zeros[1], bias=zeros[2])
+        losses = hidden.new_zeros(len(hidden), dtype=dtype)
+        return cls(losses=losses, hidden=zeros[0], weight=zeros[1], bias=zeros[2])
 
 
 def linear_cross_entropy(
@@ -79,6 +79,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
     scale: float = 1.0,
+    reduction: str = "sum",
     impl: str = "auto",
 ) -> Tensor:
     """The summed cross-entropy of rows after a head; differentiable once.
@@ -91,17 +92,25 @@ def linear_cross_entropy(
         label_smoothing: e, 0 to 1, as in torch's cross_entropy.
         soft_cap: logits become soft_cap * tanh(logits / soft_cap).
         scale: multiplies every logit, before the cap.
+        reduction: sum, or none: the losses of the rows, which may be weighted; only under a head
+            that is frozen, since the head's gradient is formed before the weights are known.
         impl: auto, cpu, triton or reference.
 
     Returns:
-        The sum over rows, (), fp32 or, for fp64 rows, fp64. nan where a logit is nan.
+        The sum over rows, (), or the rows' losses, (N,); fp32 or, for fp64 rows, fp64. nan where a
+        logit is nan.
 
     Raises:
-        ValueError: shapes that do not fit together; smoothing outside 0 to 1.
+        ValueError: shapes that do not fit together; smoothing outside 0 to 1; another reduction,
+            or none under a head that trains.
         IndexError: a target out of range. On a GPU the loss is nan instead.
         KernelsNotBuilt: an implementation that cannot run on the device.
     """
     _check(hidden, weight, targets, label_smoothing)
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"linear_cross_entropy: reduction={reduction}; expected sum or none")
+    if reduction == "none" and any(t is not None and t.requires_grad for t in (weight, bias)):
+        raise ValueError("linear_cross_entropy: reduction=none needs a frozen head")
     shaping = Shaping(label_smoothing=label_smoothing, soft_cap=soft_cap, scale=scale)
     match choose(impl, hidden.device.type).impl:
         case "cpu":
@@ -111,8 +120,8 @@ def linear_cross_entropy(
 
             compute = linear_cross_entropy_triton
         case _:
-            return linear_cross_entropy_reference(hidden, weight, targets, bias, shaping)
-    return apply(compute, hidden, weight, targets, bias, shaping)
+            return linear_cross_entropy_reference(hidden, weight, targets, bias, shaping, reduction)
+    return apply(compute, hidden, weight, targets, bias, shaping, reduction)
 
 
 def shaped(logits: Tensor, shaping: Shaping) -> Tensor:
@@ -124,14 +133,19 @@ def shaped(logits: Tensor, shaping: Shaping) -> Tensor:
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, shaping: Shaping
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    shaping: Shaping,
+    reduction: str = "sum",
 ) -> Tensor:
     """What is meant: all logits, in fp32 at least, and torch's cross-entropy."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     wide = None if bias is None else bias.to(dtype)
     logits = shaped(linear_reference(hidden.to(dtype), weight.to(dtype), wide), shaping)
     return torch.nn.functional.cross_entropy(
-        logits, targets, reduction="sum", label_smoothing=shaping.label_smoothing
+        logits, targets, reduction=reduction, label_smoothing=shaping.label_smoothing
     )
 
 
@@ -147,12 +161,14 @@ def apply(
     targets: Tensor,
     bias: Tensor | None,
     shaping: Shaping,
+    reduction: str = "sum",
 ) -> Tensor:
-    """A computation of loss and gradients as one differentiable step."""
+    """A computation of losses and gradients as one differentiable step."""
     if not torch.is_grad_enabled():
-        return compute(hidden, weight, targets, bias, shaping, (False,) * 3).loss
+        losses = compute(hidden, weight, targets, bias, shaping, (False,) * 3).losses
+        return losses.sum() if reduction == "sum" else losses
     result: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, shaping, compute
+        hidden, weight, bias, targets, shaping, compute, reduction
     )
     return result
 
@@ -167,6 +183,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         shaping: Shaping,
         compute: Compute,
+        reduction: str,
     ) -> Tensor:
         found = compute(hidden, weight, targets, bias, shaping, ctx.needs_input_grad[:3])
         pairs = ((found.hidden, hidden), (found.weight, weight), (found.bias, bias))
@@ -174,7 +191,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None or like is None else gradient.to(like.dtype)
             for gradient, like in pairs
         ]
-        return found.loss
+        return found.losses.sum() if reduction == "sum" else found.losses
 
     @staticmethod
     @once_differentiable
@@ -182,8 +199,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("linear_cross_entropy: backward a second time; run forward again")
+        hidden, *head = gradients
+        if hidden is not None:
+            hidden.mul_(grad[:, None] if grad.dim() else grad)  # of each row, or of the sum
         # In place: the weight's gradient is the largest tensor here.
-        return (*(None if g is None else g.mul_(grad) for g in gradients), None, None, None)
+        return (hidden, *(None if g is None else g.mul_(grad) for g in head), *(None,) * 4)
 
 
 def _linear_cross_entropy_cpu(
@@ -287,7 +307,7 @@ class _Block:
         """All of the vocabulary is in: add loss and gradients to `out`."""
         scale, sure = self.shaping.scale, 1 - self.shaping.label_smoothing
         lse = self.highest + self.total.log()  # (R, 1)
-        out.loss += (lse[:, 0] - sure * self.target - self.share * self.plain).sum()
+        out.losses[rows] = lse[:, 0] - sure * self.target - self.share * self.plain
         hit = sure * self.target_slope  # what the target's row of W weighs, (R, 1)
         if out.hidden is not None:
             pulled = self.pulled.div_(self.total).sub_(weight[self.targets].to(hit.dtype) * hit)

@@ -124,8 +124,8 @@ def linear_cross_entropy_triton(
     for start in range(0, len(hidden), size):
         rows = slice(start, start + size)
         x = hidden[rows].to(weight.dtype)
-        loss, grad = _block(x, weight, targets[rows], bias, shaping, has_grad=any(needs))
-        out.loss += loss
+        losses, grad = _block(x, weight, targets[rows], bias, shaping, has_grad=any(needs))
+        out.losses[rows] = losses
         if out.hidden is not None:
             out.hidden[rows] = grad @ weight
         if out.weight is not None:
@@ -144,7 +144,7 @@ def _block(
     *,
     has_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss of R rows, and its gradient by raw logits, (R, V), in the weight's dtype."""
+    """R losses, and the gradient of their sum by raw logits, (R, V), in the weight's dtype."""
     logits = _logits(x, weight)
     losses = logits.new_empty(len(x))
     is_in_place = not has_grad or weight.dtype == logits.dtype
@@ -156,7 +156,7 @@ def _block(
         HAS_BIAS=bias is not None, HAS_CAP=shaping.soft_cap is not None, HAS_GRAD=has_grad,
         BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
-    return losses.sum(), grad
+    return losses, grad
 
 
 def _logits(x: Tensor, weight: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ MODULES = (
     "kernels.token_logprobs_triton",
     "kernels.linear_cross_entropy_triton",
     "kernels.lora_linear_triton",
+    "kernels.grouped_lora_triton",
 )
 
 

@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 
 
 def with_adapters(
-    model: PreTrainedModel, method: LoraMethod | PeftMethod, *, arm_name: str, seed: int
+    model: PreTrainedModel,
+    method: LoraMethod | PeftMethod,
+    *,
+    arm_name: str,
+    seed: int,
+    adapter: str = "default",
 ) -> PeftModel:
     """Wrap a model's layers with new adapters, drawn from a seed so that all workers start equal.
+
+    adapter: peft's name for them.
 
     Raises:
         ConfigError: target_modules that the model does not have, or arguments that peft refuses
@@ -31,14 +38,14 @@ def with_adapters(
     # No fp32 copies of bf16 adapters: DeepSpeed keeps the fp32 originals itself.
     if isinstance(method, LoraMethod):
         config = _lora_config(model, method, arm_name=arm_name)
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        return get_peft_model(model, config, adapter_name=adapter, autocast_adapter_dtype=False)
     targets = method.peft.get("target_modules")
     if isinstance(targets, list):
         leaves = [name for name, module in model.named_modules() if not list(module.children())]
         check_targets(targets, layers=leaves, key=f"arms.{arm_name}.peft.target_modules")
     try:
         config = _peft_config(method)
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        return get_peft_model(model, config, adapter_name=adapter, autocast_adapter_dtype=False)
     except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
         arguments = " ".join(f"{k}={v}" for k, v in method.peft.items()) or "its defaults"
         raise ConfigError(
@@ -50,11 +57,27 @@ def with_adapters(
         ) from error
 
 
+def add_adapter(
+    model: PeftModel, method: LoraMethod, *, arm_name: str, seed: int, adapter: str
+) -> None:
+    """One more LoRA adapter on a wrapped model, drawn as it would be on a model of its own.
+
+    Raises:
+        ConfigError: target_modules that the model does not have.
+    """
+    torch.manual_seed(seed)
+    base: PreTrainedModel = model.get_base_model()  # type: ignore[assignment]
+    config = _lora_config(base, method, arm_name=arm_name)
+    model.add_adapter(adapter, config, autocast_adapter_dtype=False)
+
+
 def _lora_config(model: PreTrainedModel, method: LoraMethod, *, arm_name: str) -> PeftConfig:
     from peft import LoraConfig
 
     if method.target_modules:
-        linear = [name for name, module in model.named_modules() if _is_linear(module)]
+        named = [name for name, module in model.named_modules() if _is_linear(module)]
+        # Where there are adapters already, they are linear layers too, and stand around the base's.
+        linear = [name.removesuffix(".base_layer") for name in named if ".lora_" not in name]
         check_targets(method.target_modules, layers=linear, key=f"arms.{arm_name}.target_modules")
     return LoraConfig(
         r=method.lora_rank,

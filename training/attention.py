@@ -68,7 +68,26 @@ class PackedPass:
         )
 
 
-_PASS: ContextVar[PackedPass | None] = ContextVar("the packed pass that runs", default=None)
+@dataclass(frozen=True, eq=False)
+class JoinedPass:
+    """Several packed passes in one forward pass; none sees another."""
+
+    parts: tuple[PackedPass, ...]
+
+
+def passes_of(batch: Batch) -> PackedPass | JoinedPass:
+    """What the tokens of a packed or joined pass see."""
+    assert batch.segments is not None
+    if batch.parts is None:
+        return PackedPass(batch.segments)
+    return JoinedPass(
+        tuple(PackedPass(part) for part in torch.split(batch.segments, list(batch.parts)))
+    )
+
+
+_PASS: ContextVar[PackedPass | JoinedPass | None] = ContextVar(
+    "the packed pass that runs", default=None
+)
 
 
 def _attention(
@@ -83,26 +102,51 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: (1, H, T, d) in, (1, T, Hq, d) out.
 
-    Outside a packed pass, and for what our attention has not, torch's own, masked if need be.
+    Outside a packed pass, and for what our attention has not, torch's own, masked if need be. A
+    joined pass is a call for each part: in one call, padded or masked, a part that is not a number
+    would reach others, since a weight of 0 times nan is nan.
     """
+    options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, **extras}
     work = _PASS.get()
-    is_plain = dropout == 0.0 and query.shape[2:] == key.shape[2:] == value.shape[2:]
-    if work is None or not is_plain or any(extras.get(name) is not None for name in EXTRAS):
+    if not isinstance(work, JoinedPass):
+        return _attend(work, module, query, key, value, attention_mask, options), None
+    sizes = [len(part.numbers) for part in work.parts]
+    parts = zip(
+        work.parts, *(torch.split(t, sizes, dim=2) for t in (query, key, value)), strict=True
+    )
+    outs = [_attend(part, module, q, k, v, None, options) for part, q, k, v in parts]
+    return torch.cat(outs, dim=1), None
+
+
+def _attend(
+    work: PackedPass | None,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """(1, T, Hq, d), by our kernel where it can."""
+    is_plain = options["dropout"] == 0.0 and query.shape[2:] == key.shape[2:] == value.shape[2:]
+    has_extras = any(options.get(name) is not None for name in EXTRAS)
+    if work is None or not is_plain or has_extras or query.device.type != "cpu":
         if work is not None:
             attention_mask = visibility(work.numbers, dtype=query.dtype)
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extras
-        )
+        out: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[
+            0
+        ]
+        return out
+    scaling = options["scaling"]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = work.attend(query[0], key[0], value[0], scale)
-    return out.transpose(0, 1)[None], None
+    return work.attend(query[0], key[0], value[0], scale).transpose(0, 1)[None]
 
 
 AttentionInterface.register(ATTENTION, _attention)
 
 
 @contextmanager
-def _attending(work: PackedPass | None) -> Iterator[None]:
+def _attending(work: PackedPass | JoinedPass | None) -> Iterator[None]:
     token = _PASS.set(work)
     try:
         yield
@@ -129,9 +173,10 @@ def seeing(
         with _attending(None):
             yield {"attention_mask": batch.attention_mask}
     elif _implementation(model) == ATTENTION:
-        with _attending(PackedPass(batch.segments)):
+        with _attending(passes_of(batch)):
             yield {"position_ids": batch.position_ids}
     else:
+        assert batch.parts is None, "a joined pass needs our attention"
         mask = visibility(batch.segments, dtype=model.dtype)
         yield {"attention_mask": mask, "position_ids": batch.position_ids}
 
@@ -156,6 +201,11 @@ def attach(model: PreTrainedModel, *, is_whole: bool) -> str:
     if reason:
         model.set_attn_implementation("sdpa")
     return reason
+
+
+def attends_by_part(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a model takes joined passes."""
+    return _implementation(model) == ATTENTION
 
 
 def _implementation(model: PreTrainedModel | PeftModel) -> str | None:

@@ -84,10 +84,12 @@ def write_checkpoint(
     tokens: int,
     trained_parameters: int,
     probe: tuple[ProbeItem, ...] = (),
+    adapter: str = "default",
 ) -> CheckpointRecord:
     """Write one checkpoint directory, whole or not at all, over an older one of an earlier attempt.
 
-    Called by one worker. checkpoint.json is its manifest (training/commit.py).
+    Called by one worker. checkpoint.json is its manifest (training/commit.py). adapter: peft's name
+    for what is saved, of a model that may have others; its state's names have it in them.
 
     Raises:
         OSError, SafetensorError: no space, no permission; the older directory is still there.
@@ -109,7 +111,9 @@ def write_checkpoint(
     )
     body = commit(
         directory,
-        write=lambda building: _write_weights(building, job=job, model=model, state=state),
+        write=lambda building: _write_weights(
+            building, job=job, model=model, state=state, adapter=adapter
+        ),
         meta=to_dict(record),
         manifest=CHECKPOINT_FILE,
     )
@@ -122,11 +126,22 @@ def _write_weights(
     job: TrainJob,
     model: PreTrainedModel | PeftModel,
     state: dict[str, Tensor],
+    adapter: str,
 ) -> None:
     if job.has_adapters:
         # save_embedding_layers would ask the hub about the base model.
-        model.save_pretrained(str(directory), state_dict=state, save_embedding_layers=False)
+        model.save_pretrained(
+            str(directory),
+            state_dict=state,
+            save_embedding_layers=False,
+            selected_adapters=[adapter],
+        )
         (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        named = directory / adapter  # peft gives every name but its default a directory
+        if named.is_dir():
+            for file in named.iterdir():
+                file.rename(directory / file.name)
+            named.rmdir()
         return
     model.save_pretrained(str(directory), state_dict=state)
     for name in TOKENIZER_FILES:

@@ -26,7 +26,8 @@ class Batch:
     the tokens that predict a target, i.e. one before it. targets: (N,) target ids.
     attention_mask: (B, L), 1 where there is a token; padding is known by length, never by token id.
     position_ids, segments: (1, T) and (T,) of a packed pass of several rows. All three are None for
-    one row alone, which is plainly causal.
+    one row alone, which is plainly causal. parts: tokens of each part of a joined pass, whose
+    segments are numbered part by part; a part sees nothing of the others.
     """
 
     input_ids: Tensor
@@ -35,6 +36,7 @@ class Batch:
     attention_mask: Tensor | None = None
     position_ids: Tensor | None = None
     segments: Tensor | None = None
+    parts: tuple[int, ...] | None = None
 
     def to(self, device: str) -> Batch:
         """The same batch on another device."""
@@ -45,6 +47,7 @@ class Batch:
             attention_mask=_moved(self.attention_mask, device),
             position_ids=_moved(self.position_ids, device),
             segments=_moved(self.segments, device),
+            parts=self.parts,
         )
 
 
@@ -70,11 +73,16 @@ def read_rows(path: Path) -> tuple[RenderedExample, ...]:
     if not rows:
         raise DataError(str(path), found="no rows", expected="at least one training row")
     for number, row in enumerate(rows, start=1):
-        _check_row(row, where=f"{path}:{number}")
+        check_row(row, where=f"{path}:{number}")
     return rows
 
 
-def _check_row(row: RenderedExample, *, where: str) -> None:
+def check_row(row: RenderedExample, *, where: str) -> None:
+    """Refuse a row whose mask does not fit its ids, or that has no target.
+
+    Raises:
+        DataError: naming `where`, a file and line.
+    """
     if len(row.input_ids) != len(row.target_mask) or set(row.target_mask) - {0, 1}:
         raise DataError(
             where,
@@ -114,6 +122,21 @@ def packed_batch(rows: Sequence[RenderedExample], *, shares_prefix: bool) -> Bat
         targets=_ids(packed.targets),
         position_ids=None if is_alone else _ids(packed.depths)[None],
         segments=None if is_alone else _ids(packed.segments),
+    )
+
+
+def joined_batch(parts: Sequence[Sequence[RenderedExample]], *, shares_prefix: bool) -> Batch:
+    """Several packed passes as one, (1, T); each is a part that has a prefix of its own."""
+    packed = [pack(rows, shares_prefix=shares_prefix) for rows in parts]
+    sizes = tuple(len(part.input_ids) for part in packed)
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    return Batch(
+        input_ids=_ids([i for part in packed for i in part.input_ids])[None],
+        positions=_ids([s + at for at, p in zip(starts, packed, strict=True) for s in p.sources]),
+        targets=_ids([i for part in packed for i in part.targets]),
+        position_ids=_ids([i for part in packed for i in part.depths])[None],
+        segments=_ids([i for part in packed for i in part.segments]),
+        parts=sizes,
     )
 
 

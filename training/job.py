@@ -145,6 +145,10 @@ class WorkerLost(CrossoverError):
     """
 
 
+class PeerLost(WorkerLost):
+    """This worker waited in vain for another, whose own words, if it has any, tell why."""
+
+
 class Runtime(Protocol):
     """What a worker is told about its place, and how it reports.
 

@@ -23,9 +23,9 @@ from training.data import num_targets, read_rows
 from training.estimate import BYTES_PER_VALUE, choose
 from training.job import (
     FINAL,
+    PeerLost,
     Runtime,
     TrainJob,
-    WorkerLost,
     checkpoint_directory,
     point_name,
 )
@@ -173,7 +173,7 @@ def _peers_named(step: int, *, training: _Training) -> Iterator[None]:
         text = str(error)
         if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
             raise
-        raise WorkerLost(
+        raise PeerLost(
             f"worker {training.runtime.global_rank} of {training.job.world_size} got no answer "
             f"from another in step {step}: {text.partition('. This is typically')[0][:300]}"
         ) from error

@@ -55,9 +55,13 @@ def swap_lora(model: nn.Module, *, impl: str) -> int:
 def _is_plain(layer: PeftLinear) -> bool:
     """Whether a layer computes x W^T + b + s (x A^T) B^T with one adapter, and nothing else."""
     base: Any = layer.get_base_layer()
-    if len(layer.active_adapters) != 1 or type(base) not in (nn.Linear, Linear):
-        return False
-    (name,) = layer.active_adapters
+    names = layer.active_adapters
+    return len(names) == 1 and type(base) in (nn.Linear, Linear) and is_plain_adapter(layer, *names)
+
+
+def is_plain_adapter(layer: PeftLinear, name: str) -> bool:
+    """Whether an adapter of a layer is two matrices of the base's dtype, and nothing else."""
+    base: Any = layer.get_base_layer()
     if name not in layer.lora_A or name in layer.lora_variant or layer.fan_in_fan_out:
         return False
     parts: list[Any] = [layer.lora_A[name], layer.lora_B[name]]

@@ -70,18 +70,21 @@ class TargetLoss(nn.Module):
         assert self._positions is not None, "the head ran outside a training pass"
         return (hidden.flatten(0, 1)[self._positions].unsqueeze(0), *rest)  # (1, N, D)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of a pass, (): a sum over its N target tokens, 0 where N is 0."""
+    def forward(self, batch: Batch, reduction: str = "sum") -> Tensor:
+        """The loss of a pass, (): a sum over its N target tokens, 0 where N is 0.
+
+        reduction: none for the losses of the targets, (N,), of a model with a frozen head.
+        """
         if self._shaping is not None:
-            return self._by_kernel(batch, self._shaping)
+            return self._by_kernel(batch, self._shaping, reduction)
         self._positions = batch.positions
         with seeing(batch, model=self.model) as view:
             logits = self.model(input_ids=batch.input_ids, use_cache=False, **view).logits
         self._positions = None
         logits = logits.squeeze(0).to(torch.promote_types(logits.dtype, torch.float32))  # (N, V)
-        return nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+        return nn.functional.cross_entropy(logits, batch.targets, reduction=reduction)
 
-    def _by_kernel(self, batch: Batch, shaping: Shaping) -> Tensor:
+    def _by_kernel(self, batch: Batch, shaping: Shaping, reduction: str) -> Tensor:
         with seeing(batch, model=self.model) as view:
             hidden = _hidden(self.model, input_ids=batch.input_ids, **view)  # (B, L, D)
         head: Any = self._kept_head[0]
@@ -92,6 +95,7 @@ class TargetLoss(nn.Module):
             head.bias,
             soft_cap=shaping.soft_cap,
             scale=shaping.scale,
+            reduction=reduction,
             impl=self.choice.impl,
         )
 

@@ -43,10 +43,17 @@ class Trainee:
     saved_names: frozenset[str] | None = None
 
 
-def build(job: TrainJob, *, stage: int = 0, linear: tuple[bool, str] | None = None) -> Trainee:
+def build(
+    job: TrainJob,
+    *,
+    stage: int = 0,
+    linear: tuple[bool, str] | None = None,
+    adapter: str = "default",
+) -> Trainee:
     """Load the base model and make its parameters, or new adapters, trainable.
 
     linear: what linear_choice says, where all workers or two attempts are to have the same.
+    adapter: peft's name for the adapters.
 
     Under ZeRO-3 call it while transformers knows the DeepSpeed configuration: parameters are then
     born sharded. Adapters are drawn from trainer.seed, so all workers start equal.
@@ -64,7 +71,9 @@ def build(job: TrainJob, *, stage: int = 0, linear: tuple[bool, str] | None = No
     saved = None
     if isinstance(job.method, (LoraMethod, PeftMethod)):
         base = frozenset(id(tensor) for tensor in model.state_dict(keep_vars=True).values())
-        trainee = with_adapters(model, job.method, arm_name=job.arm_name, seed=job.trainer.seed)
+        trainee = with_adapters(
+            model, job.method, arm_name=job.arm_name, seed=job.trainer.seed, adapter=adapter
+        )
         saved = saved_names(trainee, base_tensors=base)
     is_swapped, reason = linear or linear_choice(job, stage=stage)
     if is_swapped:

@@ -37,12 +37,24 @@ def probe(
 
 
 def _probed(row: RenderedExample, engine: Engine, layout: Layout, pad_id: int) -> ProbeItem:
-    """One row: all that follows its first target is one continuation of all that precedes it."""
+    batch = make_batch([continued(row)], layout=layout, pad_id=pad_id).to(engine.device)
+    return probe_item(row, logprob=-float(engine.evaluate_pass(batch)))
+
+
+def continued(row: RenderedExample) -> RenderedExample:
+    """A row in which all that follows its first target is one continuation of what precedes it."""
     start = row.target_mask.index(1, 1)
     mask = (0,) * start + (1,) * (len(row.input_ids) - start)
-    whole = RenderedExample(item_id=row.item_id, input_ids=row.input_ids, target_mask=mask)
-    batch = make_batch([whole], layout=layout, pad_id=pad_id).to(engine.device)
-    logprob = -float(engine.evaluate_pass(batch))
+    return RenderedExample(item_id=row.item_id, input_ids=row.input_ids, target_mask=mask)
+
+
+def probe_item(row: RenderedExample, *, logprob: float) -> ProbeItem:
+    """What the trained model says of the continuation of a row.
+
+    Raises:
+        JobFailed: a log-probability that is not finite.
+    """
+    start = row.target_mask.index(1, 1)
     if not math.isfinite(logprob):
         raise JobFailed(
             f"the trained model gives item {row.item_id} the log-probability {logprob}; "

@@ -36,6 +36,7 @@ _FREE_TRAINER_KEYS = (
     "activation_checkpointing",
     "state_every_steps",
     "keep_states",
+    "keep",
 )
 
 

@@ -30,8 +30,8 @@ from tests.benchmarks.training_ours import Ours, ours
 from training.data import make_batch, num_targets
 
 RATES = {
-    "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
-    "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "full": (1e-4, 3e-4, 1e-3, 3e-3),
+    "lora": (1e-3, 3e-3, 1e-2, 3e-2),
 }
 SEEDS = (0,)
 STEPS = 30

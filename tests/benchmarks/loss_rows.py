@@ -23,11 +23,12 @@ from kernels.linear_cross_entropy import linear_cross_entropy
 from tests.benchmarks.comparing import Setup
 from tests.benchmarks.harness import SETTLE_SECONDS, Result, ratio_of
 from tests.benchmarks.parity import Parity
-from tests.benchmarks.training_data import BATCH, banking77
+from tests.benchmarks.training_data import banking77
 from tests.benchmarks.training_ours import ours
 from training.lora import LoraLayer
 
 LONG_TOKENS = 2048
+STEP_TOKENS = 512  # of the LoRA step
 FEW_TOKENS, FEW_TARGETS = 1024, 51  # 5%
 MAX_ERROR = 1e-4  # of gradients, by their largest value; tests hold 1e-6 of fp64 truth
 MAX_LONG_MEMORY, MAX_FEW_MEMORY = 0.25, 0.05
@@ -127,14 +128,16 @@ def _loss_row(
 
 
 def lora_step(setup: Setup) -> list[Result]:
-    """One LoRA pass of about 512 tokens with our layer and with peft's, and a full one."""
-    data = banking77(setup.model_dir, setup.data, rows=BATCH, chunks=1)
-    rows = data.chunks[0]
+    """One LoRA pass of 512 computed tokens with our layer and with peft's, and a full one."""
+    data = banking77(setup.model_dir, setup.data, rows=STEP_TOKENS // 8, chunks=1)
     _, rounds = setup.cap(1, 9)
     scratch = Path(tempfile.mkdtemp())
     places = {"model_dir": setup.model_dir, "threads": setup.threads, "output_dir": scratch}
     with ours(kind="lora", **places) as mine, ours(kind="full", **places) as full:  # type: ignore[arg-type]
-        model = mine.engine.trainee.model
+        model, layout = mine.engine.trainee.model, mine.engine.trainee.layout
+        reaches = range(1, len(data.chunks[0]) + 1)
+        parts = (data.chunks[0][:end] for end in reaches)
+        rows = next(part for part in parts if layout.num_tokens(part) >= STEP_TOKENS)
         layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
         linears = [m for m in model.modules() if type(m) is Linear]
 
@@ -161,7 +164,7 @@ def lora_step(setup: Setup) -> list[Result]:
         seconds = _in_turns(sides, rounds=rounds)
     result = Result(
         name="lora_layer",
-        work=f"forward and backward of LoRA r=16, {sum(len(r.input_ids) for r in rows)} tokens",
+        work=f"forward and backward of LoRA r=16, {layout.num_tokens(rows)} rows computed",
         ours=statistics.median(seconds["ours"]),
         peer=statistics.median(seconds["peer"]),
         peer_version=f"peft {metadata.version('peft')} lora.Linear",

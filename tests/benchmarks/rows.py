@@ -14,6 +14,7 @@ from tests.benchmarks.generation_rows import GENERATION, generation
 from tests.benchmarks.harness import Result
 from tests.benchmarks.loss_rows import LOSSES, lora_step, loss_rows
 from tests.benchmarks.memory_rows import peak_memory
+from tests.benchmarks.pack_rows import PACKS, packed_adapters
 from tests.benchmarks.planner_rows import PLANNER, loop_overhead, planner_seconds
 from tests.benchmarks.scoring_rows import (
     SCORING,
@@ -38,6 +39,8 @@ def benchmarks() -> dict[str, Callable[[Setup], list[Result]]]:
         found[f"memory_{key}"] = functools.partial(peak_memory, key=key)
     for key in TRAINING:
         found[key] = functools.partial(against_trl, key=key)
+    for key in PACKS:
+        found[key] = functools.partial(packed_adapters, key=key)
     found |= {"loss": loss_rows, "lora_layer": lora_step}
     found |= {"loop_overhead": loop_overhead, "planner_seconds": planner_seconds}
     return found

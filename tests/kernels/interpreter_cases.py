@@ -14,6 +14,8 @@ import triton
 
 import kernels.linear_cross_entropy_triton as cross_entropy
 from kernels.checks import TOLERANCES, attention_case, random_tree
+from kernels.grouped_lora import Adapter, grouped_lora_reference
+from kernels.grouped_lora_triton import grouped_lora_triton
 from kernels.linear_cross_entropy import Shaping, apply, linear_cross_entropy_reference
 from kernels.linear_cross_entropy_triton import linear_cross_entropy_triton
 from kernels.lora_linear import lora_linear_reference
@@ -240,6 +242,46 @@ def test_lora_linear(dtype, num_rows, inputs, outputs, lora_rank, frozen):
     assert_near(found, wanted, 2e-6 if dtype == torch.float32 else 8e-3)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "starts",
+    [
+        (0, 1, 1, 2),  # one row, none, one row without an adapter
+        (0, 70, 71, 80),  # a group of more than one tile
+        (0, 3, 60, 60),
+    ],
+)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "ranks"), [(16, 65, (1, 5, None)), (70, 33, (20, 3, 16))]
+)
+def test_grouped_lora(dtype, starts, inputs, outputs, ranks):
+    source = torch.Generator().manual_seed(0)
+    shapes = [(starts[-1], inputs)]
+    for r in ranks:
+        shapes += [] if r is None else [(r, inputs), (outputs, r)]
+    tensors = [torch.randn(*s, generator=source) * s[-1] ** -0.5 for s in shapes]
+    weight, bias = torch.randn(outputs, inputs, generator=source) * 0.2, torch.ones(outputs)
+
+    def by(function, dtype):
+        def layer(x, *factors):
+            rest = iter(factors)
+            adapters = [
+                None if r is None else Adapter(next(rest), next(rest), 0.5 + number)
+                for number, r in enumerate(ranks)
+            ]
+            return function(x, weight.to(dtype), starts, adapters, bias.to(dtype))
+
+        return layer
+
+    tensors = [t.to(dtype) for t in tensors]
+    found = with_gradients(by(grouped_lora_triton, dtype), tensors, ())
+    wanted = with_gradients(
+        by(grouped_lora_reference, torch.float32), [t.float() for t in tensors], ()
+    )
+    assert all(t.dtype == dtype for t in found)
+    assert_near(found, wanted, 2e-6 if dtype == torch.float32 else 8e-3)
+
+
 def test_bf16_is_refused_because_the_interpreter_multiplies_its_bits():
     case = attention_case(
         Segments.chains([2]), key_heads=1, group=1, prefix=0, width=16, dtype=torch.bfloat16
@@ -253,6 +295,7 @@ def test_bf16_is_refused_because_the_interpreter_multiplies_its_bits():
     for run in (
         lambda x: apply(linear_cross_entropy_triton, x, x, one, None, Shaping()),
         lambda x: lora_linear_triton(x, x, x, x, 1.0),
+        lambda x: grouped_lora_triton(x, x, (0, 1), [Adapter(x, x, 1.0)]),
     ):
         with pytest.raises(ValueError, match="bf16 is wrong in Triton's interpreter"):
             run(torch.randn(1, 1).bfloat16())

@@ -346,3 +346,36 @@ def test_what_does_not_fit_is_refused(change, error, message):
     hidden, weight, _, targets = problem(3, 4, 9)
     with pytest.raises(error, match=message):
         linear_cross_entropy(**({"hidden": hidden, "weight": weight, "targets": targets} | change))
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 70])
+def test_losses_of_rows_under_weights(impl, num_rows):
+    """reduction=none, weighted: the gradient of each row is its own loss's times its weight."""
+    source = torch.Generator().manual_seed(num_rows)
+    hidden = torch.randn(num_rows, 12, generator=source, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(9001, 12, generator=source, dtype=torch.float64)
+    targets = torch.randint(9001, (num_rows,), generator=source)
+    weights = torch.rand(num_rows, generator=source, dtype=torch.float64)
+    losses = linear_cross_entropy(
+        hidden, weight, targets, scale=2.0, soft_cap=5.0, reduction="none", impl=impl
+    )
+    (found,) = torch.autograd.grad((losses * weights).sum(), hidden)
+    logits = 5 * torch.tanh(2 * (hidden @ weight.mT) / 5)
+    wanted = logits.logsumexp(-1) - logits[torch.arange(num_rows), targets]
+    torch.testing.assert_close(losses.detach(), wanted.detach(), atol=1e-10, rtol=1e-10)
+    (true,) = torch.autograd.grad((wanted * weights).sum(), hidden)
+    torch.testing.assert_close(found, true, atol=1e-10, rtol=1e-10)
+    with torch.no_grad():
+        plain = linear_cross_entropy(hidden, weight, targets, reduction="none", impl=impl)
+        whole = linear_cross_entropy(hidden, weight, targets, impl=impl)
+    torch.testing.assert_close(plain.sum(), whole)
+
+
+def test_losses_of_rows_need_a_frozen_head():
+    hidden, targets = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    weight = torch.zeros(5, 3, requires_grad=True)
+    with pytest.raises(ValueError, match="frozen head"):
+        linear_cross_entropy(hidden, weight, targets, reduction="none")
+    with pytest.raises(ValueError, match="sum or none"):
+        linear_cross_entropy(hidden, weight, targets, reduction="mean")

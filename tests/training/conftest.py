@@ -1,5 +1,6 @@
 """A tiny Llama with rows of token ids, and worker processes that train it."""
 
+import functools
 import json
 import os
 import random
@@ -138,3 +139,58 @@ def _free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def exact_norms(monkeypatch):
+    """transformers rounds norms to fp32 in any model, which would hide 1e-9 behind 1e-7."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(norm, x):
+        mean = x.square().mean(-1, keepdim=True)
+        return norm.weight * x * torch.rsqrt(mean + norm.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
+@pytest.fixture(scope="session")
+def label_rows_path(new_rows, tmp_path_factory):
+    """9 items with a row for each of 7 labels, of one and of two tokens."""
+    path = tmp_path_factory.mktemp("labels") / "labels.jsonl"
+    lines = []
+    for row in new_rows(9, seed=5):
+        prompt, right = row["input_ids"][:-2], row["input_ids"][-2] - 3
+        for label in range(CLASSES):
+            target = [3 + label, 2] if label % 2 else [3 + label]
+            mask = [0] * len(prompt) + [1] * len(target)
+            lines.append(
+                {"item_id": row["item_id"], "label": label, "is_reference": label == right}
+                | {"input_ids": prompt + target, "target_mask": mask}
+            )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def make_trial(base_dir, rows_path, tmp_path):
+    """make_trial(number, setting=None, **changes) -> the job of a trial, see pack_cases.py."""
+    from tests.training.pack_cases import trial_job
+
+    return functools.partial(
+        trial_job, base_dir=base_dir, rows_path=rows_path, output_dir=tmp_path / "out"
+    )
+
+
+@pytest.fixture
+def run_pack(label_rows_path):
+    """run_pack(jobs, rungs, judge) -> (outcomes by trial, what was told)."""
+    from tests.training.pack_cases import Told
+    from training.pack import train_pack
+
+    def run(jobs, rungs=(), judge=lambda pack, rung: (), told=None):
+        told = told or Told()
+        outcomes = train_pack(jobs, told, rung_rows_path=label_rows_path, rungs=rungs, judge=judge)
+        return {outcome.trial: outcome for outcome in outcomes}, told
+
+    return run

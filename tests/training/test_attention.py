@@ -23,8 +23,8 @@ from conf.records import RenderedExample
 from kernels.dispatch import Choice
 from training import attention
 from training import layout as layouts
-from training.attention import ATTENTION, PackedPass, attach, seeing
-from training.data import make_batch, packed_batch, padded_batch, visibility
+from training.attention import ATTENTION, PackedPass, attach, passes_of, seeing
+from training.data import joined_batch, make_batch, packed_batch, padded_batch, visibility
 from training.job import MASKED_PASS_TOKENS, PASS_TOKENS, TrainJob
 from training.layout import choose_layout
 from training.model import build
@@ -248,3 +248,36 @@ def test_a_usual_batch_is_one_pass():
     fixed = {"is_packed": True, "shares_prefix": True, "max_rows": 8, "reason": ""}
     assert Layout(**fixed, max_tokens=PASS_TOKENS["cpu"]).fits(rows)
     assert not Layout(**fixed, max_tokens=MASKED_PASS_TOKENS["cpu"]).fits(rows)
+
+
+def test_a_joined_pass_is_its_parts_one_by_one():
+    """Prefixes of their own, and a part of nan that reaches nobody."""
+
+    def example(ids, mask):
+        return RenderedExample(item_id="", input_ids=tuple(ids), target_mask=tuple(mask))
+
+    rows = [
+        [example([5, 6, 7, 8], [0, 0, 0, 1]), example([5, 6, 9, 3], [0, 0, 0, 1])],
+        [example([5, 6, 7, 8, 4], [0, 0, 0, 0, 1])],
+        [example([1, 2, 3], [0, 0, 1]), example([1, 2, 4, 7], [0, 0, 0, 1])],
+    ]
+    batch = joined_batch(rows, shares_prefix=True)
+    assert batch.parts == (6, 5, 6) and batch.segments.tolist()[:6] == [0, 0, 1, 1, 2, 2]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2, 1, 2, 3]]
+    assert batch.targets.tolist() == [8, 3, 4, 3, 7]
+    assert batch.positions.tolist() == [2, 4, 9, 12, 15]
+    tensors = [torch.randn(1, heads, 17, 8) for heads in (2, 2, 2)]
+    for tensor in tensors:
+        tensor[:, :, 6:11] = torch.nan
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    for dropout in (0.0, 1e-7):  # ours, and torch's own under a mask
+        with attention._attending(passes_of(batch)):
+            found, _ = attention._attention(nn.Module(), *leaves, None, dropout=dropout)
+        found[:, :6].sum().backward()
+        for start, end, part in ((0, 6, rows[0]), (11, 17, rows[2])):
+            alone = packed_batch(part, shares_prefix=True)
+            with attention._attending(passes_of(alone)):
+                cut = [leaf[:, :, start:end] for leaf in leaves]
+                wanted, _ = attention._attention(nn.Module(), *cut, None)
+            torch.testing.assert_close(found[:, start:end], wanted, atol=1e-5, rtol=1e-5)
+        assert leaves[0].grad[:, :, :6].isfinite().all()

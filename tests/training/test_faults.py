@@ -164,7 +164,7 @@ def _check_resume(kinds, run_cases, make_spec):
     for name, options in kinds.items():
         whole, killed, resumed = (results[f"{name}-{k}"] for k in ("whole", "killed", "resumed"))
         assert killed["codes"][1] == -9, killed["logs"]
-        assert killed["ranks"][0] is None or killed["ranks"][0]["error"][0] == "WorkerLost"
+        assert killed["ranks"][0] is None or killed["ranks"][0]["error"][0] == "PeerLost"
         assert set(resumed["codes"].values()) == {0}, resumed["logs"]
         assert "resumed at step 4" in notes(resumed)
         assert records(resumed) == records(whole)[4:]
@@ -362,7 +362,7 @@ def test_a_hung_worker_ends_the_attempt(run_cases, make_spec):
         [case("hung", spec, hang_at=[1, 4], timeout_seconds=3), case("after", spec)]
     )
     kind, message = results["hung"]["ranks"][0]["error"]
-    assert kind == "WorkerLost" and "step 4" in message
+    assert kind == "PeerLost" and "step 4" in message
     assert results["hung"]["codes"][1] == -9  # a stopped process ends by nothing less
     all_fine({"after": results["after"]})
     assert "resumed at step 3" in notes(results["after"])

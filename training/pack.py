@@ -1,0 +1,369 @@
+"""Packed LoRA trials: many settings train inside one base model, and bad ones leave early.
+
+Each trial has its own adapter, batches, clipping, AdamW and schedule; a step of the pack is one
+step of every trial, whose rows go through the base together (training/pack_model.py). What a trial
+computes is what it computes alone, to rounding, whoever is beside it. A trial whose loss or
+gradient norm is not finite fails and leaves; nobody else is touched. At a rung, a share of a
+trial's steps, it is scored on the validation items, and a judge says who is dropped.
+
+One worker. For more of them a trial's batch would be dealt out as training/sharding.py does, its
+gradients summed over workers before clipping (adapters are small: one all-reduce of all trials
+together), and the judge's word taken from rank 0; the base may be sharded by ZeRO-3 only with its
+layers gathered around `grouped_lora`. Until then a larger sweep is several packs of one worker
+each. An interrupted pack starts again: no state is saved between rungs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from conf.errors import JobFailed
+from conf.records import ProbeItem, Progress
+from conf.trial_records import RungScore, TrialOutcome
+from training.checkpoint import directory_bytes, gathered_state, write_checkpoint
+from training.data import read_rows
+from training.job import (
+    Runtime,
+    TrainingStopped,
+    TrainJob,
+    checkpoint_directory,
+    point_name,
+)
+from training.pack_model import PackModel, Part
+from training.pack_scores import read_items, score_items
+from training.pack_trial import Trial, adapter_name, check_job
+from training.passes import is_out_of_memory
+from training.probe import PROBE_ROWS, continued, probe_item
+from training.telemetry import peak_memory_bytes
+
+DONE, DROPPED, FAILED = "done", "dropped", "failed"
+
+
+@dataclass(slots=True)
+class _Step:
+    """What one trial did in a step of the pack."""
+
+    trial: Trial
+    parts: list[Part]
+    tokens: int
+    loss: float = 0.0
+    values: tuple[float, float, float] | None = field(default=None)  # None: it failed
+
+
+class Pack:
+    """The trials that train together. scores: rung -> trial -> score, of all that ever reached it.
+
+    live: by number, those that train. outcomes: by number, those that left.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[TrainJob],
+        runtime: Runtime,
+        *,
+        rung_rows_path: Path,
+        rungs: Sequence[float],
+    ) -> None:
+        """Load the base model with the adapters of some jobs.
+
+        Raises:
+            DataError: rows that cannot be trained on or scored.
+            ConfigError, ModelError: a job, model or target_modules that cannot be packed.
+        """
+        assert all(0 < share <= 1 for share in rungs), f"rungs are shares of the steps: {rungs}"
+        for number, job in enumerate(jobs):
+            taken = [before.trial for before in jobs[:number] if before.trial is not None]
+            check_job(job, first=jobs[0], taken=taken)
+        self.live: dict[int, Trial] = {}
+        self.outcomes: dict[int, TrialOutcome] = {}
+        self.scores: dict[int, dict[int, RungScore]] = {rung: {} for rung in range(len(rungs))}
+        self._first, self._runtime, self._rungs = jobs[0], runtime, tuple(rungs)
+        self._rows = read_rows(Path(jobs[0].rows_path))
+        self._items = read_items(rung_rows_path)
+        self._model = PackModel(jobs[0], adapter=adapter_name(jobs[0]))
+        self._max_tokens = self._model.layout.max_tokens
+        self._enter(jobs[0])
+        for job in jobs[1:]:
+            self.add(job)
+        self._note(f"{len(jobs)} trials; linear: {self._model.reason}")
+
+    def add(self, job: TrainJob) -> None:
+        """A trial that enters, with its first step still to come.
+
+        Raises:
+            ConfigError, ModelError: a job that does not fit into this pack.
+        """
+        taken = [*self.live, *self.outcomes]
+        check_job(job, first=self._first, taken=taken)
+        self._model.add(job, adapter=adapter_name(job))
+        self._enter(job)
+
+    def _enter(self, job: TrainJob) -> None:
+        trial = Trial(
+            job,
+            rows=self._rows,
+            layout=self._model.layout,
+            named=self._model.named_parameters(adapter_name(job)),
+        )
+        self.live[trial.number] = trial
+
+    def drop(self, trial: int, *, reason: str = "dropped at a rung") -> None:
+        """A live trial leaves before its end; its weights are gone."""
+        self._leave(self.live[trial], status=DROPPED, reason=reason)
+
+    def save(self, trial: int) -> Path:
+        """Write a live trial's adapters as a peft directory and return where they lie.
+
+        Raises:
+            JobFailed: no room, or the model's answers are not finite.
+        """
+        own = self.live[trial]
+        probe = self._probe(own)
+        names = frozenset(name for name, _ in self._model.named_parameters(own.adapter))
+        directory = checkpoint_directory(
+            Path(own.job.output_dir) / "trials" / str(trial),
+            point_name(own.step, total_steps=own.total_steps),
+        )
+        try:
+            write_checkpoint(
+                directory,
+                job=own.job,
+                model=self._model.model,
+                state=gathered_state(self._model.model, names=names, keep=True),
+                step=own.step,
+                tokens=own.tokens,
+                trained_parameters=own.num_parameters,
+                probe=probe,
+                adapter=own.adapter,
+            )
+        except (OSError, SafetensorError) as error:
+            raise JobFailed(f"{directory} was not saved: {error}") from error
+        return directory
+
+    def step(self) -> None:
+        """One optimizer step of every live trial, and their records."""
+        started = time.perf_counter()
+        steps = []
+        for trial in self.live.values():
+            parts = trial.next_parts()
+            tokens = sum(map(self._model.num_tokens, parts))
+            steps.append(_Step(trial=trial, parts=parts, tokens=tokens))
+        self._backward(steps)
+        reasons = {step.trial.number: _update(step) for step in steps}
+        seconds = time.perf_counter() - started
+        total = sum(step.tokens for step in steps)
+        memory = peak_memory_bytes(self._first.device)
+        for step in steps:
+            share = seconds * step.tokens / total
+            if step.values is None:
+                step.trial.redone_tokens += step.tokens
+                step.trial.device_seconds += share * self._first.devices
+                reason = reasons[step.trial.number]
+                self._leave(step.trial, status=FAILED, reason=reason)
+                continue
+            record = step.trial.record(
+                step.parts,
+                step.values,
+                tokens=step.tokens,
+                seconds=share,
+                peak_memory_bytes=memory,
+            )
+            self._runtime.report(record)
+        self._note(f"{len(self.live)} trials train")
+
+    def reached(self) -> Iterator[int]:
+        """The rungs that some trial has come to with its last step, lowest first, scored."""
+        for rung, share in enumerate(self._rungs):
+            # The small term keeps 0.1 * 30 = 3.0000000000000004 at 3 steps.
+            here = [
+                trial
+                for trial in self.live.values()
+                if trial.step == max(1, math.ceil(share * trial.total_steps - 1e-9))
+                and trial.number not in self.scores[rung]
+            ]
+            for trial in here:
+                self._score(trial, rung)
+            if here:
+                yield rung
+
+    def finish(self) -> None:
+        """Save and let go the trials that have taken all their steps."""
+        for trial in [trial for trial in self.live.values() if trial.is_done]:
+            try:
+                directory = self.save(trial.number)
+            except JobFailed as error:
+                self._leave(trial, status=FAILED, reason=str(error))
+            else:
+                self._leave(trial, status=DONE, checkpoint=directory)
+
+    def _backward(self, steps: Sequence[_Step]) -> None:
+        """Forward and backward of all parts; gradients stay where they belong.
+
+        Raises:
+            JobFailed: one part alone does not fit into memory.
+        """
+        owners = [(step, part) for step in steps for part in step.parts]
+        parts = [part for _, part in owners]
+        while True:
+            losses: list[float] = []
+            try:
+                for together in self._model.passes(parts, max_tokens=self._max_tokens):
+                    losses += self._model.backward(together)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(owners, done=len(losses))
+                continue
+            for (step, _), loss in zip(owners, losses, strict=True):
+                step.loss += loss
+            return
+
+    def _shrink(self, owners: Sequence[tuple[_Step, Part]], *, done: int) -> None:
+        """Half the tokens in a pass from now on; the step is taken again.
+
+        done: parts that were computed in vain; the pass that failed is counted as well.
+        """
+        parts = [part for _, part in owners]
+        failed = next(self._model.passes(parts[done:], max_tokens=self._max_tokens))
+        if len(failed) == 1:
+            raise JobFailed(
+                f"out of memory with {len(failed[0].rows)} rows of one trial in a pass. Try "
+                "trainer.micro_batch_size=1, or trainer.activation_checkpointing=true."
+            )
+        for step, part in owners[: done + len(failed)]:
+            step.trial.redone_tokens += self._model.num_tokens(part)
+        for trial in self.live.values():
+            trial.forget_gradients()
+        tried = sum(map(self._model.num_tokens, failed))
+        self._max_tokens = tried // 2
+        self._note(f"out of memory: at most {self._max_tokens} tokens in a pass from now on")
+
+    def _score(self, trial: Trial, rung: int) -> None:
+        """Score a trial at a rung; once where rungs fall on the same step. It may fail by it."""
+        number = trial.number
+        same = [of for of in self.scores.values() if number in of and of[number].step == trial.step]
+        tokens = 0
+        if same:
+            metric, per_item = same[0][number].metric, same[0][number].per_item
+        else:
+            started = time.perf_counter()
+            tokens = sum(self._model.num_tokens(Part("", rows)) for rows in self._items)
+            trial.scored_tokens += tokens
+            try:
+                metric, per_item = score_items(
+                    trial.adapter, self._items, model=self._model, max_tokens=self._max_tokens
+                )
+            except JobFailed as error:
+                self._leave(trial, status=FAILED, reason=f"rung {rung}: {error}")
+                return
+            finally:
+                trial.device_seconds += (time.perf_counter() - started) * self._first.devices
+        self.scores[rung][number] = RungScore(
+            trial=number,
+            rung=rung,
+            step=trial.step,
+            metric=metric,
+            per_item=per_item,
+            tokens=tokens,
+        )
+
+    def _probe(self, trial: Trial) -> tuple[ProbeItem, ...]:
+        """What the trained model says of the first training rows, as training/probe.py."""
+        rows = self._rows[:PROBE_ROWS]
+        parts = [Part(trial.adapter, [continued(row)]) for row in rows]
+        trial.probe_tokens += sum(map(self._model.num_tokens, parts))
+        found: list[list[float]] = []
+        for together in self._model.passes(parts, max_tokens=self._max_tokens):
+            found += self._model.logprobs(together)
+        pairs = zip(rows, found, strict=True)
+        return tuple(probe_item(row, logprob=logprob) for row, (logprob,) in pairs)
+
+    def _leave(
+        self, trial: Trial, *, status: str, reason: str = "", checkpoint: Path | None = None
+    ) -> None:
+        number = trial.number
+        written = 0 if checkpoint is None else directory_bytes(checkpoint)
+        self.outcomes[number] = TrialOutcome(
+            trial=number,
+            status=status,
+            reason=reason,
+            checkpoint="" if checkpoint is None else str(checkpoint),
+            scores=tuple(of[number] for of in self.scores.values() if number in of),
+            scored_tokens=trial.scored_tokens,
+            summary=trial.summary(
+                base_parameters=self._model.total_parameters,
+                checkpoint_bytes=written,
+                peak_memory_bytes=peak_memory_bytes(self._first.device),
+            ),
+        )
+        del self.live[number]
+        self._model.remove(trial.adapter)
+        if status != DONE:
+            self._note(f"trial {number} {status}: {reason}")
+
+    def _note(self, note: str) -> None:
+        """Tell how far the pack is; a trial that left will take no more steps."""
+        taken = sum(outcome.summary.steps for outcome in self.outcomes.values())
+        done = taken + sum(trial.step for trial in self.live.values())
+        total = taken + sum(trial.total_steps for trial in self.live.values())
+        self._runtime.report(Progress(done=done, total=total, unit="steps", note=note))
+
+
+def _update(step: _Step) -> str:
+    """Finish a trial's step; why it failed, or empty."""
+    try:
+        step.values = step.trial.update(step.loss)
+    except JobFailed as error:
+        return str(error)
+    return ""
+
+
+def train_pack(
+    jobs: Sequence[TrainJob],
+    runtime: Runtime,
+    *,
+    rung_rows_path: Path,
+    rungs: Sequence[float],
+    judge: Callable[[Pack, int], Sequence[int]],
+) -> tuple[TrialOutcome, ...]:
+    """Train LoRA trials together until each is done, dropped or failed.
+
+    Weights go to <output_dir>/trials/<trial>/final/checkpoint of each trial that ends; a record of
+    each trial and step goes to the runtime.
+
+    Args:
+        jobs: the trials to begin with; `trial` numbers them, and but for method, trainer and
+            output_dir they are alike.
+        runtime: of one worker.
+        rung_rows_path: JSONL of LabelRow, the validation items.
+        rungs: shares of a trial's steps, ascending, e.g. 0.11, 0.33, 1.
+        judge: is called when trials have reached a rung, with the pack (scores[rung] holds the
+            scores of all that ever did) and the rung's index; returns the live trials to drop, and
+            may `add` new ones.
+
+    Returns:
+        How each trial left, by number.
+
+    Raises:
+        DataError, ConfigError, ModelError: bad rows or jobs, before a step is taken.
+        JobFailed: no memory for one part alone.
+        TrainingStopped: the runtime asked for it; trials that were done are saved.
+    """
+    torch.set_num_threads(jobs[0].threads)
+    pack = Pack(jobs, runtime, rung_rows_path=rung_rows_path, rungs=rungs)
+    while pack.live:
+        pack.step()
+        for rung in pack.reached():
+            for trial in judge(pack, rung):
+                pack.drop(trial)
+        pack.finish()
+        if pack.live and runtime.should_save():
+            raise TrainingStopped(0)
+    return tuple(outcome for _, outcome in sorted(pack.outcomes.items()))
