@@ -104,6 +104,13 @@ class Schedule(enum.Enum):
     constant = "constant"
 
 
+class Keep(enum.Enum):
+    """Which checkpoint of a training answers: the last, or the best on validation."""
+
+    last = "last"
+    best = "best"
+
+
 class Dtype(enum.Enum):
     """Number format of weights and arithmetic; auto: float32 on CPU, bfloat16 on GPU."""
 

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from conf.choices import (
     Device,
     Dtype,
+    Keep,
     KernelImpl,
     RepeatStopping,
     ReportText,
@@ -167,6 +168,9 @@ class TrainerConfig:
     clip_norm: float = 1.0
     activation_checkpointing: bool = False
     num_points: int = 2  # checkpoints scored on validation, the last step included
+    # last: the rate ends at zero there, and nothing is chosen on validation labels, so that arms
+    # and numbers of labels compare as they are. best: early stopping, by the task's own metric.
+    keep: Keep = Keep.last
     state_every_steps: int | None = None  # to resume from; null: as often as costs 3% of the time
     keep_states: int = 2  # newest states kept while training; a finished training needs none
     seed: int = 0
@@ -178,6 +182,13 @@ class TrainerConfig:
         for key in ("max_steps", "micro_batch_size", "state_every_steps"):
             value = getattr(self, key)
             require(value is None or value > 0, f"trainer.{key}", value, "a positive count or null")
+        require(
+            self.keep is Keep.last or self.num_points > 1,
+            "trainer.keep",
+            f"best of trainer.num_points={self.num_points}",
+            "two or more points to choose from",
+            "write trainer.num_points=4",
+        )
         require(
             self.learning_rate is None or 0 < self.learning_rate < 10,
             "trainer.learning_rate",
@@ -301,13 +312,6 @@ class TrackingConfig:
     project: str = "crossover"
     entity: str | None = None
     upload_text: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
-class SweepConfig:
-    """Hyperparameter search; only `none` is built so far."""
-
-    name: str = "none"
 
 
 @dataclass(kw_only=True, slots=True)

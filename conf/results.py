@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from conf.records import SCHEMA_VERSION, AnswerRule, LedgerLine, Measured, SourceRows
 
+CHECKPOINT_CHOSEN = "checkpoint_chosen"  # the journal event whose data are a CheckpointChoice
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Metric:
@@ -75,6 +77,21 @@ class TrainCost:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class CheckpointChoice:
+    """The checkpoint that an arm answers with, the best on validation (trainer.keep=best).
+
+    variant: its directory below arms/<arm>/ of the arm that trained. step: its optimizer step.
+    points: step -> score on validation of each that it was chosen from. The best of several is
+    flattered by that very choice: the test items, which took no part in it, tell what it is worth.
+    """
+
+    variant: str
+    step: int
+    metric: str
+    points: dict[str, Measured]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class ArmResult:
     """One row of the table."""
 
@@ -96,6 +113,7 @@ class ArmResult:
     variance: Variance = field(default_factory=Variance)
     train: TrainCost | None = None
     answer_rule: AnswerRule | None = None
+    checkpoint: CheckpointChoice | None = None  # None: the last one, or no training
     spent_now_usd: float | None = None
     spent_now_device_seconds: float | None = None
     is_reused: bool = False

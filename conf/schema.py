@@ -22,13 +22,13 @@ from conf.groups import (
     PricingConfig,
     ReportConfig,
     RunSection,
-    SweepConfig,
     TaskConfig,
     TrackingConfig,
     TrainerConfig,
     ZeroConfig,
 )
 from conf.methods import METHODS, Method, SourceConfig
+from conf.sweeps import SweepConfig
 
 
 @dataclass(kw_only=True, slots=True)

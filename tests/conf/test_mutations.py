@@ -22,7 +22,14 @@ from launch.cli import typed
 
 ARM = "arms.lora"
 # Numbers that may be negative: they name a random stream.
-SIGNED = {"task.seed", "trainer.seed", f"{ARM}.draw", f"{ARM}.trainer.seed"}
+SIGNED = {
+    "task.seed",
+    "trainer.seed",
+    "sweep.seed",
+    "sweep.halving.min_correlation",
+    f"{ARM}.draw",
+    f"{ARM}.trainer.seed",
+}
 
 
 def composed() -> DictConfig:

@@ -1,0 +1,68 @@
+"""What a search leaves behind: how its trials stood at each rung, who went on, what was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conf.records import Measured
+
+RUNG_DECIDED = "rung_decided"  # the journal event whose data are a RungDecision
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class RungRecord:
+    """One trial at one rung, on the validation items that all trials of the arm share.
+
+    step: optimizer steps it had taken. value: of the metric, larger is better; without a value
+    where the trial failed before. per_item: its parts, in the order of the items, so that trials
+    can be paired. tokens: computed to score it.
+    """
+
+    arm: str
+    trial: int
+    rung: int
+    step: int
+    metric: str
+    value: Measured
+    per_item: tuple[float, ...] = ()
+    tokens: int = 0
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class RungDecision:
+    """What became of the trials that a rung judged.
+
+    keep, drop, failed: every trial that was judged, in one of them, by number. reasons: trial ->
+    why, for those that leave. correlation: of ranks with the rung before, over num_ranked settings;
+    None where there is none. is_grace: nobody was dropped since ranks changed too much.
+    """
+
+    arm: str
+    rung: int
+    keep: tuple[int, ...]
+    drop: tuple[int, ...]
+    failed: tuple[int, ...]
+    reasons: dict[str, str]
+    correlation: float | None = None
+    num_ranked: int = 0
+    is_grace: bool = False
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SweepChoice:
+    """The setting that a search ends with.
+
+    setting, trials: its number and replicates. rung: the last one that any setting reached; all
+    settings there were compared. value: the mean over items and replicates. not_told_apart: other
+    settings of that rung whose paired difference could be 0. Its value is flattered by being the
+    largest of several: the test items, which took no part, tell what it is worth.
+    """
+
+    arm: str
+    setting: int
+    trials: tuple[int, ...]
+    rung: int
+    metric: str
+    value: Measured
+    trained_parameters: int
+    not_told_apart: tuple[int, ...] = ()
