@@ -30,14 +30,18 @@ class Request:
 
 
 def requests_of(arm: ArmRecords, *, set_name: str) -> list[Request]:
-    """The arm's requests of one set, answered the way its rule says, at its last checkpoint."""
+    """The arm's requests of one set, answered the way its rule says.
+
+    Of several checkpoints the one that the arm answers with counts: the last, or the chosen one.
+    """
     samples = [s for s in arm.samples if s.set == set_name and s.num_labels is None]
     samples = samples or [s for s in arm.samples if s.set == set_name]
     if arm.rule is not None:
         samples = [s for s in samples if s.answer_by == arm.rule.answer_by]
     steps = [s.step for s in samples if s.step is not None]
     if steps:
-        samples = [s for s in samples if s.step == max(steps)]
+        answering = max(steps) if arm.checkpoint is None else arm.checkpoint.step
+        samples = [s for s in samples if s.step == answering]
     calls: dict[RequestKey, list[SampleRecord]] = {}
     for s in samples:
         key = (s.item_id, s.repeat, s.draw, s.paraphrase, s.train_seed)

@@ -115,6 +115,7 @@ def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmS
         cost=_cost(records, name, requests, fixed, settings=settings),
         train=_train_cost(records, name, price=price),
         answer_rule=arm.rule,
+        checkpoint=arm.checkpoint,
         spent_now_device_seconds=now,
         spent_now_usd=None if price is None else now * price,
         is_reused=arm.is_reused,

@@ -35,7 +35,14 @@ def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
         ("Ledger", tables.ledger_table(results)),
     ):
         if table.rows:
-            lines += [f"## {title}", "", *_table(table.headings, table.rows), "", table.note, ""]
+            lines += [
+                f"## {title}",
+                "",
+                *markdown_table(table.headings, table.rows),
+                "",
+                table.note,
+                "",
+            ]
     lines += ["## Figures", ""]
     lines += [f"![{escaped(chart.title)}](figures/{chart.name}.svg)\n" for chart in charts]
     lines += _serving(results)
@@ -68,10 +75,11 @@ def _arms(results: Results) -> list[str]:
         else:
             cells = [f"{c.value} ({c.note})" if c.note else c.value for c in row.cells]
             rows.append([row.name, *cells])
-    return _table(headings, rows)
+    return markdown_table(headings, rows)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; every cell is escaped."""
     head = f"| {' | '.join(map(escaped, headings))} |"
     rule = f"| --- |{' ---: |' * (len(headings) - 1)}"
     return [head, rule, *(f"| {' | '.join(map(escaped, row))} |" for row in rows)]

@@ -378,8 +378,19 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         ("hardware", _flat(p.get("hardware"))),
         ("versions", _flat(p.get("versions"))),
         ("commit", f"{p.get('commit') or 'unknown'}{dirty}"),
+        ("checkpoints", "; ".join(_chosen_checkpoints(results))),
     ]
     return [(name, text) for name, text in facts if text]
+
+
+def _chosen_checkpoints(results: Results) -> list[str]:
+    """Of each arm that does not answer with its last checkpoint: which, and out of which."""
+    told = []
+    for name, r in results.arms.items():
+        if (c := r.checkpoint) is not None:
+            points = [f"step {s}: {wording.share_with_interval(m)}" for s, m in c.points.items()]
+            told.append(f"{name}: step {c.step}, best on validation ({'; '.join(points)})")
+    return told
 
 
 def _flat(value: object) -> str:

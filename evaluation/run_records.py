@@ -27,6 +27,7 @@ from conf.records import (
     TrainSummary,
     from_dict,
 )
+from conf.results import CHECKPOINT_CHOSEN, CheckpointChoice
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class ArmRecords:
     rule: AnswerRule | None = None
     train_summary: TrainSummary | None = None
     training_data: TrainingData | None = None
+    checkpoint: CheckpointChoice | None = None  # where it is not simply the last
     status: str = "stopped"  # done | failed | refused | stopped
     error: str | None = None
     is_reused: bool = False
@@ -230,6 +232,8 @@ def _arm(reader: _Reader, name: str, events: tuple[JournalEvent, ...]) -> ArmRec
     rules = [from_dict(AnswerRule, e.data) for e in mine if e.event == "answer_rule"]
     summaries = [from_dict(TrainSummary, e.data) for e in mine if e.event == "train_summary"]
     data = [from_dict(TrainingData, e.data) for e in mine if e.event == "training_data"]
+    now = [e for e in _of_last_invocation(events) if e.arm == name]
+    chosen = [from_dict(CheckpointChoice, e.data) for e in now if e.event == CHECKPOINT_CHOSEN]
     status, error = _status(mine, has_test=any(s.set == "test" for s in samples.values()))
     done = [e for e in mine if e.event == "job_done"]
     return ArmRecords(
@@ -239,10 +243,17 @@ def _arm(reader: _Reader, name: str, events: tuple[JournalEvent, ...]) -> ArmRec
         rule=rules[-1] if rules else None,
         train_summary=summaries[-1] if summaries else None,
         training_data=data[-1] if data else None,
+        checkpoint=chosen[-1] if chosen else None,
         status=status,
         error=error,
         is_reused=bool(done) and all(bool(e.data.get("is_reused")) for e in done),
     )
+
+
+def _of_last_invocation(events: tuple[JournalEvent, ...]) -> tuple[JournalEvent, ...]:
+    """What the last command said: a run may be typed again under its name with other settings."""
+    starts = [i for i, event in enumerate(events) if event.event == "run_started"]
+    return events[starts[-1] :] if starts else events
 
 
 def _answer_key(s: SampleRecord) -> tuple[object, ...]:

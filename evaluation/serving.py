@@ -121,7 +121,9 @@ def _adapter(name: str, records: RunRecords) -> ServeCommand | None:
     allowed = next((r for r in VLLM_RANKS if r >= rank), None)
     if allowed is None or not spec.is_same_base:
         return None
-    checkpoint = shlex.quote(f"{records.path}/arms/{owner}/final/checkpoint")
+    choice = records.arms[name].checkpoint
+    variant = "final" if choice is None else choice.variant
+    checkpoint = shlex.quote(f"{records.path}/arms/{owner}/{variant}/checkpoint")
     return ServeCommand(
         arm=name,
         title="Or serve many adapters on one base model",

@@ -22,14 +22,16 @@ from conf.errors import (
     EXIT_REFUSED,
     ConfigError,
     CrossoverError,
-    NotBuiltYet,
 )
 
 if importlib.util.find_spec("hydra") is not None:
     from conf import groups, methods, schema
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from conf.schema import RunConfig
+    from launch.preflight import Checked
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXAMPLES = (
@@ -40,7 +42,10 @@ EXAMPLES = (
         "task.columns.label=category",
         "your own data",
     ),
-    ("python launch.py +exp=lora dry_run=true", "the plan, its time and money; starts nothing"),
+    (
+        "python launch.py -m +exp=lora trainer.learning_rate=3e-4,1e-3 dry_run=true",
+        "a sweep, a run for each value; dry_run shows the plan, time and money, and starts nothing",
+    ),
 )
 
 
@@ -100,15 +105,13 @@ def compose_and_run(arguments: list[str]) -> int:
     """
     import hydra
 
+    from launch.combinations import is_sweep
     from launch.overrides import experiment_of, rewrite
 
-    if "-m" in arguments or "--multirun" in arguments:
-        raise NotBuiltYet(
-            "-m (sweeps)",
-            instead="run the values one after another, or as arms of one run: "
-            "python launch.py +exp=lora +method@arms.lora2=lora "
-            "arms.lora2.trainer.learning_rate=3e-4",
-        )
+    if is_sweep(arguments):
+        from launch.multirun import run_sweep
+
+        return run_sweep(arguments)
     command = shlex.join(["python", "launch.py", *arguments])
     overrides = rewrite(arguments)
     schema.register()
@@ -193,12 +196,12 @@ def run(config: RunConfig, *, exp: str | None, command: str) -> int:
     """Check, plan, and run or show the plan."""
     from launch.preflight import check
 
-    checked = check(config, exp=exp, command=command)
-    from rich.console import Console
+    return run_checked(check(config, exp=exp, command=command), console_for())
 
-    # Not to a terminal: wide enough that no figure of a table is cut.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    if config.dry_run:
+
+def run_checked(checked: Checked, console: Console) -> int:
+    """Run what is checked, or show its plan."""
+    if checked.config.dry_run:
         from launch.dry_run import show
 
         show(checked, console)
@@ -207,3 +210,10 @@ def run(config: RunConfig, *, exp: str | None, command: str) -> int:
     from launch.run import execute
 
     return execute(checked, console)
+
+
+def console_for() -> Console:
+    """The terminal; where it is none, wide enough that no figure of a table is cut."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)

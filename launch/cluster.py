@@ -16,7 +16,7 @@ from conf.devices import DEVICES
 from conf.errors import ClusterError, NotBuiltYet
 from conf.groups import ClusterConfig
 from launch import watchdog
-from launch.plan import Machine
+from launch.placement import Machine
 
 # glibc hands large blocks back to the kernel after each step and faults them in again; keeping
 # them took a 4,096-token LoRA step from 206 to 361 tokens/s on 2 cores.

@@ -1,19 +1,24 @@
 """`python -m launch.compare RUN RUN ..`: arms of finished runs, paired on the items they share.
 
-Runs on different tasks have no items to pair: they give a table of arms x tasks.
+Runs on different tasks have no items to pair: they give a table of arms x tasks. The directory of a
+sweep stands for its runs.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from conf.errors import DataError
 from conf.results import Pair
 from evaluation.arm_summary import ArmSummary
+from evaluation.report_tables import SimpleTable
 from evaluation.run_records import RunRecords
 from launch.cli import guarded
 
@@ -47,6 +52,18 @@ def read_runs(paths: list[Path]) -> list[RunRecords]:
     return [read_run(p) for p in paths]
 
 
+def runs_of(paths: list[Path]) -> list[Path]:
+    """Run directories; the directory of a sweep stands for those of its runs."""
+    found = []
+    for path in paths:
+        if (path / "sweep.json").is_file():
+            sweep = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
+            found += [path.parent / run["run"] for run in sweep["runs"]]
+        else:
+            found.append(path)
+    return list(dict.fromkeys(found))
+
+
 def compare(paths: list[Path]) -> tuple[Pair, ...]:
     """Pairs of arms of different runs, on items of equal content, Holm-adjusted over all pairs.
 
@@ -56,62 +73,76 @@ def compare(paths: list[Path]) -> tuple[Pair, ...]:
     return paired(read_runs(paths))
 
 
-def paired(runs: list[RunRecords]) -> tuple[Pair, ...]:
-    """The pairs of runs that are read already. Raises DataError for different scoring."""
+def have_one_scoring(runs: list[RunRecords]) -> bool:
+    """Whether all runs score answers by the same rule, so that they can be paired."""
+    return len({str(r.task.get("scoring")) for r in runs}) == 1
+
+
+def paired(runs: list[RunRecords], *, leave_out: Collection[str] = ()) -> tuple[Pair, ...]:
+    """The pairs of runs that are read already.
+
+    Args:
+        runs: at least two.
+        leave_out: arms, as `<run>/<arm>`, that are in no pair.
+
+    Raises:
+        DataError: different scoring.
+    """
     from evaluation.summary import all_pairs
 
-    scorings = {str(r.task.get("scoring")) for r in runs}
-    if len(scorings) > 1:
+    if not have_one_scoring(runs):
         raise DataError(
             "task.scoring",
-            found=", ".join(sorted(scorings)),
+            found=", ".join(sorted({str(r.task.get("scoring")) for r in runs})),
             expected="one scoring rule in all runs",
         )
     arms: dict[str, ArmSummary] = {}
     for records in runs:
-        arms |= scores_by_content(records)
+        found = scores_by_content(records)
+        arms |= {name: arm for name, arm in found.items() if name not in leave_out}
     pairs = all_pairs(arms, confidence=runs[0].decision.confidence)
     return tuple(p for p in pairs if p.a.split("/")[0] != p.b.split("/")[0] and p.n)
 
 
-def show(pairs: tuple[Pair, ...], console: Console) -> None:
-    """Print the pairs, largest difference first."""
-    if not pairs:
-        console.print("No two arms of different runs answered an item of the same content.")
-        return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("a", "b", "a - b", "interval", "p (Holm)", "n"):
-        table.add_column(column, justify="left" if column in "ab" else "right")
+def pair_table(pairs: tuple[Pair, ...]) -> SimpleTable:
+    """The pairs, largest difference first."""
+    rows = []
     for pair in sorted(pairs, key=lambda p: -abs(p.difference or 0.0)):
         interval = "" if pair.low is None else f"{pair.low:+.3f} to {pair.high:+.3f}"
         p_value = "" if pair.p_adjusted is None else f"{pair.p_adjusted:.3g}"
-        table.add_row(pair.a, pair.b, f"{pair.difference:+.3f}", interval, p_value, str(pair.n))
-    console.print(table)
+        rows.append((pair.a, pair.b, f"{pair.difference:+.3f}", interval, p_value, str(pair.n)))
+    headings = ("a", "b", "a - b", "interval", "p (Holm)", "n")
+    return SimpleTable(headings=headings, rows=tuple(rows))
 
 
-def show_tasks(runs: list[RunRecords], console: Console) -> None:
-    """Print arms x tasks."""
-    from evaluation.task_table import task_table
-
-    found = task_table(runs)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for place, heading in enumerate(found.headings):
-        table.add_column(heading, justify="right" if place else "left")
-    for row in found.rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(found.note, style="dim", highlight=False)
+def show_table(table: SimpleTable, console: Console, *, max_rows: int | None = None) -> None:
+    """Print a table and its note; a last line counts what is left out."""
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    for place, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="right" if place else "left")
+    for row in table.rows[:max_rows]:
+        shown.add_row(*map(escape, row))
+    console.print(shown)
+    left = len(table.rows) - (max_rows or len(table.rows))
+    if left > 0:
+        console.print(f"... {left} more in the report")
+    if table.note:
+        console.print(table.note, style="dim", highlight=False, markup=False)
 
 
 def main(paths: list[Path]) -> int:
     """Compare and print."""
-    from evaluation.task_table import are_of_several_tasks
+    from evaluation.task_table import are_of_several_tasks, task_table
 
-    runs, console = read_runs(paths), Console()
+    runs, console = read_runs(runs_of(paths)), Console()
     if are_of_several_tasks(runs):
-        show_tasks(runs, console)
-    if len({str(r.task.get("scoring")) for r in runs}) == 1:
-        show(paired(runs), console)
+        show_table(task_table(runs), console)
+    if have_one_scoring(runs):
+        pairs = paired(runs)
+        if pairs:
+            show_table(pair_table(pairs), console)
+        else:
+            console.print("No two arms of different runs answered an item of the same content.")
     return 0
 
 

@@ -18,7 +18,7 @@ from conf.schema import RunConfig
 from launch.cli import guarded
 from launch.cluster import local_machine, num_accelerators
 from launch.compose import compose_config
-from launch.plan import model_dtype
+from launch.placement import model_dtype
 from launch.provenance import PACKAGES
 
 GIB = 2**30

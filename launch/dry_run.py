@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from evaluation.mix import Mix
 from evaluation.tasks import Task
-from launch.plan import Estimate, Job, Machine, Plan
+from launch.placement import Machine
+from launch.plan import Estimate, Job, Plan
 from launch.preflight import Checked
 from launch.rates import device_facts, price_of
 from launch.recorder import is_finished
@@ -29,6 +33,49 @@ def show(checked: Checked, console: Console) -> None:
                 console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(_totals(checked, finished), highlight=False, soft_wrap=True)
     console.print("Nothing was started. Leave out dry_run=true to run it.")
+
+
+def show_sweep(runs: Sequence[tuple[str, Checked]], console: Console) -> None:
+    """Print a line for each run of a sweep, and what all of them need; starts nothing.
+
+    Args:
+        runs: what each varies, and the run. A job that an earlier run has too is not counted again.
+        console: where to print.
+    """
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("run", "values", "jobs", "reused", "as before", "seconds", "USD"):
+        table.add_column(column, justify="left" if column == "values" else "right")
+    done: set[str] = set()
+    seen: set[str] = set()
+    todo: list[Job] = []
+    for number, (label, checked) in enumerate(runs, start=1):
+        jobs = checked.plan.jobs
+        done |= {j.key for j in jobs if is_finished(checked.root, j)}
+        mine = [j for j in jobs if j.key not in done | seen]
+        before = sum(j.key in seen - done for j in jobs)
+        seen |= {j.key for j in jobs}
+        todo += mine
+        reused = sum(j.key in done for j in jobs)
+        counts = (str(len(jobs)), str(reused or ""), str(before or ""))
+        table.add_row(str(number), escape(label), *counts, *_sums(mine, checked))
+    first = runs[0][1]
+    table.add_row("", "all", str(len(todo)), "", "", *_sums(todo, first))
+    console.print(f"[bold]Plan of {len(runs)} runs[/bold] on {first.machine.name}", highlight=False)
+    console.print(table)
+    for _, checked in runs:
+        console.print(f"  {checked.name}", highlight=False, soft_wrap=True)
+    console.print(
+        "Nothing was started. Leave out dry_run=true to run them; leave out -m for one run's plan."
+    )
+
+
+def _sums(jobs: Sequence[Job], checked: Checked) -> tuple[str, str]:
+    """Seconds one after another and USD of these jobs; ? where a part is not known."""
+    seconds = [j.estimate.seconds for j in jobs]
+    usd = sum(j.estimate.usd or 0.0 for j in jobs)
+    is_priced = price_of(checked.config, checked.machine) is not None
+    unknown = " + ?" if None in seconds else ""
+    return f"{sum(s or 0.0 for s in seconds):.0f}{unknown}", f"{usd:.4f}" if is_priced else ""
 
 
 def _data_line(task: Task) -> str:

@@ -20,7 +20,8 @@ from evaluation.prepare import context_for
 from evaluation.prompts import Ask, Think, first_call, get_style
 from evaluation.rendering import Renderer
 from evaluation.tasks import Task
-from launch.plan import Estimate, Job, Machine, Plan, workers_of
+from launch.placement import Machine, workers_of
+from launch.plan import Estimate, Job, Plan
 from launch.rates import (
     Rate,
     device_facts,

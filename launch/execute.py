@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conf.errors import JobFailed, ModelError
-from conf.hashing import sha256_of_file
+from conf.choices import Keep
 from conf.methods import FullMethod, LoraMethod, PeftMethod
 from conf.records import (
     AnswerRule,
-    CheckpointRecord,
     CurvePoint,
+    JournalEvent,
     Measured,
     Progress,
     SampleRecord,
     TrainRecord,
     TrainSummary,
-    from_dict,
+    to_dict,
 )
 from conf.resolve import Arm
+from conf.results import CHECKPOINT_CHOSEN, CheckpointChoice
 from conf.schema import RunConfig
 from evaluation.general_set import general_arm, general_task
 from evaluation.instructions import instruction_arm, instruction_task
@@ -36,20 +37,18 @@ from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task
 from launch import train_workers, workers
-from launch.plan import (
-    Job,
-    Machine,
-    Plan,
-    engine_actors,
-    model_dtype,
-    threads_of,
-    workers_of,
-)
+from launch.checkpoints import best_point, point_checkpoint, verified
+from launch.evaluators import Evaluators
+from launch.placement import Machine, engine_actors, model_dtype, threads_of, workers_of
+from launch.plan import Job, Plan
 from launch.rates import noted, rate_file
 from launch.store import JobDirectory, write_json
 from launch.trained_rows import training_data
 from training.job import CHECKPOINT_FILE, FINAL, TrainJob, checkpoint_directory
 
+# What is computed in the driver's own threads is done by one of them at a time: two that import
+# transformers at once fail, and output is redirected for the whole process.
+_IN_THIS_PROCESS = threading.Lock()
 GENERAL_KINDS = ("general", "general_base")
 INSTRUCTION_KINDS = ("instructions", "instructions_base")
 SETS = {
@@ -74,9 +73,8 @@ class Executor:
     places: Mapping[str, ModelPlace]
     machine: Machine
     run_path: Path
+    evaluators: Evaluators
     mixes: Mapping[str, Mix] = field(default_factory=dict)
-    _idle: list[tuple[int, Any]] = field(default_factory=list)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, job: Job) -> Iterator[Any]:
         """The events of a job."""
@@ -110,7 +108,7 @@ class Executor:
         name = next(n for n, p in self.places.items() if p.key == job.key)
         yield Progress(done=0, total=1, unit="models", note="preparing the model, about 30 s")
         texts = [i.input for split in ("train", "validation") for i in self.task.items[split]]
-        with workers.logged(self.log_directory(job) / "0.log"):
+        with _IN_THIS_PROCESS, workers.logged(self.log_directory(job) / "0.log"):
             make_ready(self.arms[name].model, self.places[name], texts=texts)
         yield Progress(done=1, total=1, unit="models")
 
@@ -119,11 +117,14 @@ class Executor:
         from evaluation.rendering import Renderer
 
         arm = self._arm(job)
-        renderer = Renderer.load(
-            self.places[arm.name].path, layout=arm.model.layout, max_length=arm.model.max_length
-        )
         mix = self.mixes.get(arm.name)
-        rows = mixed_rows(mix, arm, renderer) if mix else training_rows(self.task, arm, renderer)
+        with _IN_THIS_PROCESS:
+            renderer = Renderer.load(
+                self.places[arm.name].path, layout=arm.model.layout, max_length=arm.model.max_length
+            )
+            rows = (
+                mixed_rows(mix, arm, renderer) if mix else training_rows(self.task, arm, renderer)
+            )
         directory = self.directory(job).path
         write_rows(rows.rows, directory / "rows.jsonl")
         facts = {
@@ -140,7 +141,7 @@ class Executor:
     def _train(self, job: Job) -> Iterator[Any]:
         if self._is_trained(job):
             return
-        self.release_idle()
+        self.evaluators.release_idle()
         arm = self._arm(job)
         method = arm.training
         assert isinstance(method, (FullMethod, LoraMethod, PeftMethod))
@@ -187,7 +188,9 @@ class Executor:
 
     def _answer(self, job: Job) -> Iterator[Any]:
         work = self._work(job)
-        actor = self._borrow(work.actors)
+        if job.kind == "evaluate":
+            yield from self._told_choice(job)
+        actor = self.evaluators.borrow(work.actors)
         is_alive = False
         correct: list[float] = []
         try:
@@ -199,7 +202,7 @@ class Executor:
                 yield event
             is_alive = True
         finally:
-            self._give_back(work.actors, actor, is_alive=is_alive)
+            self.evaluators.give_back(work.actors, actor, is_alive=is_alive)
         if job.kind == "curve" and correct:
             yield self._point(job, work, _measured(correct))
 
@@ -270,13 +273,32 @@ class Executor:
             return None
         if name not in self.arms:
             return Path(name)
-        points = self.directory(self.plan.job(f"train:{name}")).path / "points"
-        if job.point is None:
-            return checkpoint_directory(points, "final")
-        steps = sorted(p.name for p in points.glob("step-*"))
-        if job.point >= len(steps):
-            raise JobFailed(f"training of {name} wrote {len(steps)} intermediate checkpoints only")
-        return checkpoint_directory(points, steps[job.point])
+        points = self.directory(self.plan.job(f"train:{name}")).points
+        choice = self._choice(name) if job.kind != "curve" else None
+        if choice is not None:
+            return checkpoint_directory(points, choice.variant)
+        return point_checkpoint(points, job.point)
+
+    def _choice(self, name: str) -> CheckpointChoice | None:
+        """What validation chose of a training's checkpoints; None: its arm keeps the last."""
+        if self.arms[name].trainer.keep is not Keep.best:
+            return None
+        left: dict[str, CurvePoint | None] = {}
+        for job in self.plan.jobs:
+            if job.kind == "curve" and job.arm == name:
+                events = self.directory(job).events()
+                left[job.id] = next((e for e in events if isinstance(e, CurvePoint)), None)
+        return best_point(left)
+
+    def _told_choice(self, job: Job) -> Iterator[JournalEvent]:
+        """Put down which checkpoint an arm answers with, where it is not simply the last."""
+        arm = self._arm(job)
+        name = arm.name if arm.is_tuned else arm.on or ""
+        choice = self._choice(name) if name in self.arms else None
+        if choice is not None:
+            yield JournalEvent(
+                time=time.time(), event=CHECKPOINT_CHOSEN, arm=arm.name, data=to_dict(choice)
+            )
 
     def _rule(self, job: Job) -> AnswerRule | None:
         """How the arm answers, as its evaluate job chose; latency requests are answered alike."""
@@ -289,10 +311,13 @@ class Executor:
         self, job: Job, work: workers.AnswerWork, rule: AnswerRule
     ) -> Iterator[CurvePoint]:
         """The last checkpoint's point on the curve, from the validation that chose the answers."""
+        arm = self._arm(job)
+        if job.kind != "evaluate" or not arm.is_tuned or arm.trainer.keep is Keep.best:
+            return  # a curve job scored it, if any
         raw = rule.validation.get(f"{rule.answer_by}/none") or next(
             iter(rule.validation.values()), None
         )
-        if job.kind == "evaluate" and raw is not None and self._arm(job).is_tuned:
+        if raw is not None:
             yield self._point(job, work, raw)
 
     def _point(self, job: Job, work: workers.AnswerWork, value: Measured) -> CurvePoint:
@@ -314,36 +339,12 @@ class Executor:
     def _refer(self, job: Job) -> Iterator[Any]:
         import ray
 
-        self.release_idle()
+        self.evaluators.release_idle()
         remote = ray.remote(workers.run_reference).options(
             num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
         )
         path = self.log_directory(job) / "0.log"
         yield from ray.get(remote.remote(job.id, self._arm(job), self.task, self._plugins(), path))
-
-    def _borrow(self, actors: int) -> Any:
-        """An evaluator with so many engine processes, with the model of its last job if idle."""
-        with self._guard:
-            for place, (size, actor) in enumerate(self._idle):
-                if size == actors:
-                    del self._idle[place]
-                    return actor
-        self.release_idle()  # one of another size keeps devices that the new one waits for
-        return workers.evaluator(self.machine, actors=actors)
-
-    def _give_back(self, actors: int, actor: Any, *, is_alive: bool) -> None:
-        if is_alive:
-            with self._guard:
-                self._idle.append((actors, actor))
-        else:
-            _kill(actor)
-
-    def release_idle(self) -> None:
-        """End evaluators that wait for work, so that a training finds its devices free."""
-        with self._guard:
-            idle, self._idle = self._idle, []
-        for _, actor in idle:
-            _kill(actor)
 
 
 def _stream(actor: Any, work: workers.AnswerWork) -> Iterator[Any]:
@@ -351,12 +352,6 @@ def _stream(actor: Any, work: workers.AnswerWork) -> Iterator[Any]:
 
     for reference in actor.answer.options(num_returns="streaming").remote(work):
         yield from ray.get(reference)
-
-
-def _kill(actor: Any) -> None:
-    import ray
-
-    ray.kill(actor, no_restart=True)
 
 
 def _measured(values: list[float]) -> Measured:
@@ -369,61 +364,3 @@ def _model_sha256(place: ModelPlace) -> str:
     from evaluation.model_facts import facts
 
     return facts(place.path).sha256
-
-
-def verified(directory: Path, *, renderer_sha256: str) -> CheckpointRecord:
-    """A checkpoint whose files are whole and whose tokenizer and template are the model's.
-
-    Raises:
-        ModelError: a file changed after it was written, or the checkpoint was trained with another
-            tokenizer, chat template or special tokens.
-    """
-    record = read_checkpoint(directory)
-    for name, sha256 in record.files.items():
-        path = directory / name
-        if not path.is_file() or sha256_of_file(path) != sha256:
-            raise ModelError(
-                str(path),
-                found="another content than checkpoint.json says" if path.is_file() else "no file",
-                expected=f"sha256 {sha256[:12]}...",
-                remedy="train again: remove the job's directory below outputs/.cache/jobs",
-            )
-    if record.renderer_sha256 and record.renderer_sha256 != renderer_sha256:
-        raise ModelError(
-            str(directory),
-            found="a checkpoint trained with another tokenizer, chat template or special tokens",
-            expected="those of the base model it is put on",
-            remedy="name the model that it was trained from: model.path=DIRECTORY",
-        )
-    return record
-
-
-def read_checkpoint(directory: Path) -> CheckpointRecord:
-    """checkpoint.json of our own checkpoints; plain peft and transformers directories do without.
-
-    Raises:
-        ModelError: the directory is neither.
-    """
-    own = directory / "checkpoint.json"
-    if own.is_file():
-        return from_dict(CheckpointRecord, json.loads(own.read_text(encoding="utf-8")))
-    is_adapter = (directory / "adapter_config.json").is_file()
-    if not is_adapter and not (directory / "config.json").is_file():
-        raise ModelError(
-            str(directory),
-            found="no checkpoint.json, adapter_config.json or config.json",
-            expected="a checkpoint directory of a run, or one that peft or transformers saved",
-            remedy="write arms.NAME.on=outputs/RUN/arms/lora/final/checkpoint",
-        )
-    return CheckpointRecord(
-        arm="",
-        kind="lora" if is_adapter else "full",
-        step=0,
-        tokens=0,
-        base_model="",
-        base_model_sha256="",
-        renderer_sha256="",
-        prompt_sha256="",
-        files={},
-        trained_parameters=0,
-    )

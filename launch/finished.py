@@ -139,12 +139,15 @@ def _checkpoint(
     arm: Arm, records: RunRecords, model_dir: Path
 ) -> tuple[Path | None, CheckpointRecord | None]:
     from evaluation.rendering import Renderer
-    from launch.execute import verified
+    from launch.checkpoints import verified
+    from training.job import FINAL, checkpoint_directory
 
     name = arm.name if arm.is_tuned else arm.on
     if name is None:
         return None, None
-    own = records.path / "arms" / name / "final" / "checkpoint"
+    choice = records.arms[arm.name].checkpoint
+    variant = FINAL if choice is None else choice.variant
+    own = checkpoint_directory(records.path / "arms" / name, variant)
     checkpoint = own if own.is_dir() else Path(name)
     model = arm.model
     renderer = Renderer.load(model_dir, layout=model.layout, max_length=model.max_length)

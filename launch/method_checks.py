@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from conf.errors import ConfigError, NotBuiltYet
 from conf.methods import LoraMethod
 from conf.resolve import Arm
-from launch.plan import Machine
+from launch.placement import Machine
 
 
 def check_quantization(arms: Mapping[str, Arm], machine: Machine) -> None:

@@ -8,6 +8,7 @@ from conf.errors import ConfigError
 
 _SECRET = re.compile(r"(api[_-]?key|token|secret|password|passwd)(=|$)", re.IGNORECASE)
 _PEFT_ARGUMENT = re.compile(r"^(arms\.[^.=]+\.peft\.[^=]+=)")
+_SPACE = re.compile(r"^(?:\+\+?)?(sweep\.space\.[^=]+)=(.*)$", re.DOTALL)
 _DIGIT_GROUP = re.compile(r"^(zero)=([0-3])$")
 
 
@@ -21,7 +22,8 @@ def rewrite(overrides: list[str]) -> list[str]:
 
     `task.path` or `task.files` alone implies `task=file`, `model.path` alone implies `model=hub`;
     `zero=3` is quoted, since Hydra would read the preset's name as a number; `arms.NAME.peft.KEY=`
-    gets Hydra's ++, since which keys there are is peft's to say.
+    and `sweep.space.ARM.FIELD=` get Hydra's ++, since their keys are in no schema; the latter
+    replaces what a preset says of the field.
 
     Raises:
         ConfigError: a key that looks like a secret, which would be stored with the configuration.
@@ -46,12 +48,22 @@ def rewrite(overrides: list[str]) -> list[str]:
         )
     quoted = [_DIGIT_GROUP.sub(r"\1='\2'", o) for o in overrides]
     quoted = [_PEFT_ARGUMENT.sub(r"++\1", o) for o in quoted]
+    quoted = [made for o in quoted for made in _replaced(o)]
     implied = []
     if any(k == "task.path" or k.startswith("task.files") for k in keys) and "task" not in keys:
         implied.append("task=file")
     if "model.path" in keys and "model" not in keys:
         implied.append("model=hub")
     return quoted + implied
+
+
+def _replaced(override: str) -> list[str]:
+    """A field of the search space as it is typed: a null first, since Hydra merges mappings."""
+    found = _SPACE.match(override)
+    if found is None:
+        return [override]
+    key, value = found.groups()
+    return [f"++{key}=null", f"++{key}={value}"]
 
 
 def experiment_of(overrides: list[str]) -> str | None:

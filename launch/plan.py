@@ -7,37 +7,33 @@ run, not the machine (latency excepted). The same key found finished in the cach
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.choices import TaskKind
+from conf.choices import Keep, TaskKind
 from conf.errors import ConfigError
-from conf.groups import ModelConfig
 from conf.hashing import plain, sha256_of, sha256_of_file
-from conf.methods import GivenMethod, LoraMethod, TfidfMethod, TunedMethod
+from conf.methods import GivenMethod, TfidfMethod, TunedMethod
 from conf.resolve import Arm
 from conf.schema import RunConfig
+from launch.placement import (
+    Machine,
+    devices_per_actor,
+    dtype_name,
+    engine_actors,
+    threads_of,
+    workers_of,
+)
 from launch.planned import Estimate as Estimate
 from launch.planned import TrainingPlan as TrainingPlan
 
 # Raised by hand when a change alters records that a job leaves; cached jobs of older numbers are
 # then not found any more.
 RECORDS_VERSION = 3
-# How a training is kept safe, not what it computes; nor do its workers determine it, so that a run
-# stopped on two goes on with one.
-STATE_KEYS = ("state_every_steps", "keep_states")
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Machine:
-    """What a plan is made for: device slots in all, slots per node, and their kind."""
-
-    devices: int
-    devices_per_node: int
-    device: str  # cpu | cuda
-    name: str  # what latency depends on, e.g. the processor's name
+# How a training is kept safe and which of its checkpoints answers, not what it computes; nor do its
+# workers determine it, so that a run stopped on two goes on with one.
+NOT_TRAINED_KEYS = ("state_every_steps", "keep_states", "keep")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -55,7 +51,8 @@ class Job:
     kind: model | rows | train | evaluate | curve | general | general_base | instructions |
     instructions_base | latency | reference.
 
-    point: curve jobs only, which of the training's intermediate checkpoints (0 is the first).
+    point: curve jobs only, which of the training's intermediate checkpoints (0 is the first);
+    None: the last checkpoint.
     is_exclusive: nothing else may run on the machine at the same time.
     """
 
@@ -139,26 +136,83 @@ def build_plan(
     trainings = {
         a.name: _train_job(config, a, models[a.name], rows[a.name], machine) for a in tuned
     }
-    jobs += [*rows.values(), *trainings.values()]
+    facts = _Facts(config=config, models=models, common=common, machine=machine)
+    curves = {a.name: _curve_jobs(a, trainings[a.name], facts) for a in tuned}
+    trained = {
+        a.name: _Trained(
+            training=trainings[a.name],
+            judges=curves[a.name] if a.trainer.keep is Keep.best else (),
+        )
+        for a in tuned
+    }
+    judges = [job for t in trained.values() for job in t.judges]
+    jobs += [*rows.values(), *trainings.values(), *judges]
     for arm in arms.values():
         if arm.kind in ("tfidf", "given"):
             jobs.append(_reference_job(arm, common))
-        else:
-            kernels_impl = config.kernels.impl.name
-            jobs += _answer_jobs(arm, models[arm.name], trainings, common, kernels_impl, machine)
-            for name, size in general_sets(config).items() if arm.is_tuned else ():
-                jobs += _general_jobs(
-                    name, size, config, arm, models[arm.name], trainings[arm.name], machine
-                )
-    return Plan(jobs=_one_after_another(jobs))
+            continue
+        jobs += [job for job in curves.get(arm.name, ()) if job not in judges]
+        jobs += _answer_jobs(arm, trained.get(arm.name) or trained.get(arm.on or ""), facts)
+        for name, size in general_sets(config).items() if arm.is_tuned else ():
+            jobs += _general_jobs(name, size, arm, trained[arm.name], facts)
+    return Plan(jobs=one_after_another(jobs))
 
 
-def _one_after_another(jobs: list[Job]) -> tuple[Job, ...]:
+@dataclass(kw_only=True, slots=True, frozen=True)
+class _Facts:
+    """What the keys of all jobs that answer have in common."""
+
+    config: RunConfig
+    models: Mapping[str, ModelSource]
+    common: object
+    machine: Machine
+
+    def determined(self, arm: Arm, training: str | None) -> dict[str, object]:
+        """What determines an arm's answers, but for the items; training: the checkpoint's key."""
+        # What a training is determined by stands in its own key.
+        method = {k: v for k, v in plain(arm.method).items() if k not in ("trainer", "zero")}
+        return {
+            "common": self.common,
+            "method": method,
+            "engine": dataclasses.replace(arm.engine, actors=None),  # where, not what
+            "kernels": self.config.kernels.impl.name,
+            "prompt_file": _prompt_file(arm.answering.prompt),
+            "model": _model_facts(arm, self.models[arm.name], self.machine.device),
+            "training": training,
+        }
+
+    def devices(self, arm: Arm) -> int:
+        """Devices of all engine processes of an arm."""
+        actors = engine_actors(arm, self.machine)
+        return actors * devices_per_actor(actors, self.machine)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class _Trained:
+    """A checkpoint to be: of a training, the last one, or the one that curve jobs choose."""
+
+    training: Job
+    judges: tuple[Job, ...] = ()
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """Jobs that must be done before it is there and known."""
+        return (self.training.id, *(job.id for job in self.judges))
+
+    @property
+    def key(self) -> str:
+        """What determines it: of a chosen one also how it is chosen."""
+        if not self.judges:
+            return self.training.key
+        return sha256_of({"training": self.training.key, "best": [j.key for j in self.judges]})
+
+
+def one_after_another(jobs: list[Job]) -> tuple[Job, ...]:
     """Jobs of equal keys have equal records: the second waits for the first and reuses them."""
     first: dict[str, str] = {}
     ordered = []
     for job in jobs:
-        if job.key in first:
+        if first.get(job.key, job.id) not in (job.id, *job.depends_on):
             job = dataclasses.replace(job, depends_on=(*job.depends_on, first[job.key]))
         first.setdefault(job.key, job.id)
         ordered.append(job)
@@ -172,72 +226,6 @@ def _model_jobs(arms: Mapping[str, Arm], models: Mapping[str, ModelSource]) -> l
 
 def _needs_model(source: ModelSource) -> tuple[str, ...]:
     return () if source.is_ready else (f"model:{source.key[:8]}",)
-
-
-def workers_of(config: RunConfig, machine: Machine) -> int:
-    """Training workers: as asked, else one per accelerator, or on CPU one per node.
-
-    Of accelerators only as many as get equal shares of every arm's batch: with a batch of 8 on 32
-    devices the other 24 would have nothing to do. On CPU a worker uses its node's cores as threads:
-    two one-thread workers would send each full gradient (540 MB for 135M parameters) over gloo at
-    every step.
-    """
-    if config.cluster.workers is not None:
-        return config.cluster.workers
-    if machine.device == "cpu":
-        return config.cluster.nodes
-    given = [getattr(method, "trainer", None) for method in config.arms.values()]
-    sizes = [g.batch_size for g in given if g is not None and g.batch_size is not None]
-    batch = math.gcd(config.trainer.batch_size, *sizes)
-    return max(n for n in range(1, machine.devices + 1) if batch % n == 0)
-
-
-def threads_of(workers: int, machine: Machine) -> int:
-    """CPU threads of one training worker; 1 where an accelerator computes."""
-    return max(1, machine.devices // workers) if machine.device == "cpu" else 1
-
-
-def engine_actors(arm: Arm, machine: Machine) -> int:
-    """Engine processes of an arm: as asked, else one per accelerator, or one on a CPU.
-
-    On a CPU one process with all cores as threads has one copy of the weights and of each prefix,
-    and no core waits at the end for a longer shard. A script needs no devices.
-
-    Raises:
-        ConfigError: more than there are devices.
-    """
-    asked = arm.engine.actors
-    if asked is None:
-        is_one = machine.device == "cpu" or arm.engine.name == "scripted"
-        return 1 if is_one else machine.devices_per_node
-    if asked > machine.devices_per_node:
-        raise ConfigError(
-            f"arms.{arm.name}.engine.actors",
-            found=f"{asked} engine processes, one device each",
-            expected=f"at most {machine.devices_per_node}: {machine.name}",
-            remedy=f"write engine.actors={machine.devices_per_node}, or leave it out",
-        )
-    return asked
-
-
-def devices_per_actor(actors: int, machine: Machine) -> int:
-    """Devices of each engine process: one accelerator, or its share of the cores."""
-    return machine.devices_per_node // actors if machine.device == "cpu" else 1
-
-
-def dtype_name(arm: Arm, device: str) -> str:
-    """What an arm's model is held in when it answers: nf4 where it was trained on that."""
-    method = arm.training
-    if isinstance(method, LoraMethod) and method.quantization is not None:
-        return method.quantization.name
-    return model_dtype(arm.model, device)
-
-
-def model_dtype(model: ModelConfig, device: str) -> str:
-    """float32 on CPU, bfloat16 on accelerators, unless the user said otherwise."""
-    if model.dtype.name != "auto":
-        return model.dtype.name
-    return "float32" if device == "cpu" else "bfloat16"
 
 
 def _model_facts(arm: Arm, source: ModelSource, device: str) -> list[object]:
@@ -277,7 +265,7 @@ def _train_job(
         "kind": "train",
         "rows": rows.key,
         "method": method,
-        "trainer": {k: v for k, v in plain(arm.trainer).items() if k not in STATE_KEYS},
+        "trainer": {k: v for k, v in plain(arm.trainer).items() if k not in NOT_TRAINED_KEYS},
         "zero": arm.zero,
         "model": _model_facts(arm, source, machine.device),
         "kernels": config.kernels.impl.name,
@@ -293,67 +281,54 @@ def _train_job(
     )
 
 
-def _answer_jobs(
-    arm: Arm,
-    source: ModelSource,
-    trainings: Mapping[str, Job],
-    common: object,
-    kernels_impl: str,
-    machine: Machine,
-) -> list[Job]:
-    """The jobs that answer items with an arm: curve points, validation and test, latency."""
-    training = trainings.get(arm.name) or trainings.get(arm.on or "")
-    depends_on = _needs_model(source) + ((training.id,) if training else ())
-    determined = {
-        "common": common,
-        "method": arm.method,
-        "engine": dataclasses.replace(arm.engine, actors=None),  # where, not what
-        "kernels": kernels_impl,
-        "prompt_file": _prompt_file(arm.answering.prompt),
-        "model": _model_facts(arm, source, machine.device),
-        "training": training.key if training else arm.on,
-    }
-    actors = engine_actors(arm, machine)
-    devices_alone = devices_per_actor(actors, machine)
-    devices = actors * devices_alone
-    jobs = []
-    if arm.is_tuned:
-        for point in range(arm.trainer.num_points - 1):
-            jobs.append(
-                Job(
-                    id=f"curve:{arm.name}:{point}",
-                    kind="curve",
-                    arm=arm.name,
-                    key=sha256_of({"kind": "curve", "point": point, **determined}),
-                    depends_on=depends_on,
-                    devices=devices,
-                    point=point,
-                )
-            )
+def _curve_jobs(arm: Arm, training: Job, facts: _Facts) -> tuple[Job, ...]:
+    """The jobs that score a training's checkpoints on validation.
+
+    The last one is scored by the evaluate job, but where it has to be chosen before.
+    """
+    count = arm.trainer.num_points
+    points: list[int | None] = [*range(count - 1)]
+    if arm.trainer.keep is Keep.best:
+        points.append(None)
+    determined = facts.determined(arm, training.key)
+    return tuple(
+        Job(
+            id=f"curve:{arm.name}:{number}",
+            kind="curve",
+            arm=arm.name,
+            key=sha256_of({"kind": "curve", "point": point, **determined}),
+            depends_on=(*_needs_model(facts.models[arm.name]), training.id),
+            devices=facts.devices(arm),
+            point=point,
+        )
+        for number, point in enumerate(points)
+    )
+
+
+def _answer_jobs(arm: Arm, trained: _Trained | None, facts: _Facts) -> list[Job]:
+    """The jobs that answer an arm's items: validation and test, latency."""
+    determined = facts.determined(arm, trained.key if trained else arm.on)
     evaluate = Job(
         id=f"evaluate:{arm.name}",
         kind="evaluate",
         arm=arm.name,
         key=sha256_of({"kind": "evaluate", **determined}),
-        depends_on=depends_on,
-        devices=devices,
+        depends_on=_needs_model(facts.models[arm.name]) + (trained.depends_on if trained else ()),
+        devices=facts.devices(arm),
     )
-    jobs.append(evaluate)
-    if arm.engine.latency_requests:
-        jobs.append(
-            Job(
-                id=f"latency:{arm.name}",
-                kind="latency",
-                arm=arm.name,
-                key=sha256_of(
-                    {"kind": "latency", "on": [machine.name, devices_alone], **determined}
-                ),
-                depends_on=(evaluate.id,),
-                devices=devices_alone,  # one engine process answers, alone
-                is_exclusive=True,
-            )
-        )
-    return jobs
+    if not arm.engine.latency_requests:
+        return [evaluate]
+    devices = devices_per_actor(engine_actors(arm, facts.machine), facts.machine)
+    latency = Job(
+        id=f"latency:{arm.name}",
+        kind="latency",
+        arm=arm.name,
+        key=sha256_of({"kind": "latency", "on": [facts.machine.name, devices], **determined}),
+        depends_on=(evaluate.id,),
+        devices=devices,  # one engine process answers, alone
+        is_exclusive=True,
+    )
+    return [evaluate, latency]
 
 
 def general_sets(config: RunConfig) -> dict[str, int]:
@@ -364,38 +339,32 @@ def general_sets(config: RunConfig) -> dict[str, int]:
 
 
 def _general_jobs(
-    name: str,
-    num_items: int,
-    config: RunConfig,
-    arm: Arm,
-    source: ModelSource,
-    training: Job,
-    machine: Machine,
+    name: str, num_items: int, arm: Arm, trained: _Trained, facts: _Facts
 ) -> tuple[Job, Job]:
     """One of the general sets, asked of the arm's base model and of the tuned one.
 
     The base model's key has nothing of the arm in it, so that arms on one base ask it once.
     """
-    actors = engine_actors(arm, machine)
+    source = facts.models[arm.name]
     determined = {
         "version": RECORDS_VERSION,
         "items": num_items,
         "engine": dataclasses.replace(arm.engine, actors=None),
-        "kernels": config.kernels.impl.name,
-        "model": _model_facts(arm, source, machine.device),
+        "kernels": facts.config.kernels.impl.name,
+        "model": _model_facts(arm, source, facts.machine.device),
     }
 
-    def job(kind: str, after: Job | None) -> Job:
+    def job(kind: str, after: _Trained | None) -> Job:
         return Job(
             id=f"{kind}:{arm.name}",
             kind=kind,
             arm=arm.name,
             key=sha256_of({"kind": kind, "training": after and after.key, **determined}),
-            depends_on=_needs_model(source) + ((after.id,) if after else ()),
-            devices=actors * devices_per_actor(actors, machine),
+            depends_on=_needs_model(source) + (after.depends_on if after else ()),
+            devices=facts.devices(arm),
         )
 
-    return job(f"{name}_base", None), job(name, training)
+    return job(f"{name}_base", None), job(name, trained)
 
 
 def _reference_job(arm: Arm, common: object) -> Job:

@@ -36,14 +36,15 @@ from launch import plan as planning
 from launch.cluster import check_cluster, local_machine, planned_machine
 from launch.estimate import with_estimates
 from launch.method_checks import check_quantization
-from launch.plan import Machine, ModelSource, Plan, TaskFacts
+from launch.placement import Machine, workers_of
+from launch.plan import ModelSource, Plan, TaskFacts
 from launch.rates import price_of
 from launch.tracking import mode_of
 from training.peft_methods import check_peft_method
 
 NOT_BUILT_EXPERIMENTS = {
     "label_curve": "compare a few sizes by hand: python launch.py +exp=compare task.limit.train=50",
-    "sweep": "try values by hand: python launch.py +exp=lora trainer.learning_rate=3e-4",
+    "sweep": "give the values: python launch.py -m +exp=lora trainer.learning_rate=1e-4,3e-4",
 }
 
 
@@ -70,8 +71,16 @@ class Checked:
         return Path(self.config.run.root)
 
 
-def check(config: RunConfig, *, exp: str | None, command: str) -> Checked:
+def check(
+    config: RunConfig, *, exp: str | None, command: str, tasks: dict[str, Task] | None = None
+) -> Checked:
     """Check a composed configuration against data, models and machine.
+
+    Args:
+        config: the composed configuration.
+        exp: the name after `+exp=`.
+        command: what was typed.
+        tasks: those that earlier runs of a sweep have read, so that equal ones are read once.
 
     Raises:
         Refused: with the key or file, what was found, what is expected, and what to write.
@@ -80,7 +89,9 @@ def check(config: RunConfig, *, exp: str | None, command: str) -> Checked:
     if not is_planned(config):
         check_cluster(config.cluster)
     plugins = load_plugins(config.plugins)
-    task = load_task(config.task)
+    tasks = {} if tasks is None else tasks
+    key = sha256_of([plain(config.task), plugins])
+    task = tasks[key] = tasks.get(key) or load_task(config.task)
     name = _run_name(config, exp or "run")
     config = planning.with_reference(config, TaskFacts(sha256=task.sha256, kind=task.kind))
     arms = _checked_arms(config, task)
@@ -118,7 +129,7 @@ def check(config: RunConfig, *, exp: str | None, command: str) -> Checked:
         mixes={name: mix.sha256 for name, mix in mixes.items()},
     )
     plan = with_estimates(plan, config=config, arms=arms, task=task, places=places, machine=machine)
-    _check_budget(config, plan, machine)
+    check_budget(config, plan, machine)
     return Checked(
         config=config,
         exp=exp or "run",
@@ -261,7 +272,7 @@ def checkpoint_sha256(directory: Path) -> str:
     Raises:
         ModelError: a pickle among the weights, or no weights in safetensors.
     """
-    from launch.execute import read_checkpoint
+    from launch.checkpoints import read_checkpoint
 
     read_checkpoint(directory)
     files = sorted(p for p in directory.iterdir() if p.is_file())
@@ -309,7 +320,7 @@ def _check_labels(arms: dict[str, Arm], ready: dict[str, ModelPlace], task: Task
 
 
 def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) -> None:
-    workers = planning.workers_of(config, machine)
+    workers = workers_of(config, machine)
     for name, arm in arms.items():
         size = arm.trainer.batch_size
         if arm.is_tuned and size % workers:
@@ -328,7 +339,7 @@ def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) ->
             )
 
 
-def _check_budget(config: RunConfig, plan: Plan, machine: Machine) -> None:
+def check_budget(config: RunConfig, plan: Plan, machine: Machine) -> None:
     """Refuse a run whose estimate is over its budget. What is unknown is not counted."""
     if config.budget.max_usd is not None and price_of(config, machine) is None:
         raise ConfigError(

@@ -22,7 +22,7 @@ from conf.hashing import sha256_of
 from conf.records import TrainRecord
 from conf.schema import RunConfig
 from launch.cluster import accelerator_models
-from launch.plan import Machine
+from launch.placement import Machine
 from training.job import TrainJob
 from training.rate import StepRate, fit
 

@@ -1,4 +1,4 @@
-"""Writes what happens: the scheduler's listener, the one writer of a run directory."""
+"""Writes what happens in one run: the one writer of its directory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conf.errors import (
-    BudgetReached,
-    Refused,
-)
+from conf.errors import Refused
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary
 from launch.attempts import Steps, ask_to_stop, redone, standing_ledger, training_ledger, whole
 from launch.budget import Budget
-from launch.live import Live
 from launch.plan import Job
 from launch.preflight import Checked
 from launch.scheduler import JobState
 from launch.store import JobDirectory, RunDirectory, link_tree, renamed, write_json
 from launch.tracking import Tracker
-from training.job import TrainingStopped
 from training.state import remove_states
 
 # Kinds of jobs that go on from the records of a killed attempt; others start again.
@@ -32,20 +27,17 @@ RESUMABLE = (
 
 @dataclass(kw_only=True, slots=True)
 class Recorder:
-    """Writes what happens: the scheduler's listener, and the one writer of the run directory."""
+    """Writes what happens to the jobs of one run; the one writer of its directory."""
 
     checked: Checked
     run: RunDirectory
     tracker: Tracker
     budget: Budget
-    live: Live
     hardware: str
-    halt: BaseException | None = None  # why the run ends as soon as trainings have saved
     _jobs: dict[str, JobDirectory] = field(default_factory=dict)
     _steps: dict[str, Steps] = field(default_factory=dict)
     # What earlier invocations paid: by job, so that this one's expenses are told apart.
     _paid: dict[str, set[LedgerLine | TrainRecord]] = field(default_factory=dict)
-    _is_stopping: bool = False
     _mirrored: dict[str, int] = field(default_factory=dict)  # the last step sent to the tracker
 
     def on_start(self, state: JobState) -> None:
@@ -63,7 +55,6 @@ class Recorder:
                 self._show(event, job)
         if job.kind == "train":
             self._resume_steps(state, [e for e in kept if isinstance(e, TrainRecord)])
-        self.live.start(state)
 
     def _show(self, event: Any, job: Job) -> None:
         """Put a record into the run directory; a training's steps are written by themselves."""
@@ -90,7 +81,6 @@ class Recorder:
     def on_event(self, state: JobState, event: Any) -> None:
         """Keep a record in the job's directory and the run's, and mirror it."""
         job = state.job
-        self.live.event(state, event)
         if isinstance(event, Progress):
             return
         if isinstance(event, TrainRecord):
@@ -146,7 +136,6 @@ class Recorder:
         self._jobs.pop(state.job.id).close()
         facts = {"attempt": state.attempts, "error": state.reason}
         self.run.journal("attempt_lost", job=state.job.id, arm=state.job.arm, data=facts)
-        self.live.note(f"{state.job.id}: {state.reason}")
 
     def on_end(self, state: JobState) -> None:
         """Mark a job done or failed; only a whole job is ever reused."""
@@ -171,7 +160,6 @@ class Recorder:
                 directory.close()
                 self._bill_unfinished(job, directory)
             self._failed(state)
-        self.live.end(state)
 
     def _failed(self, state: JobState) -> None:
         job = state.job
@@ -211,41 +199,13 @@ class Recorder:
         for line in standing_ledger(standing, job=job.id, arm=job.arm, paid=paid):
             self.run.append(line, job=job.id, arm=job.arm)
 
-    def refusal(self, job: Job) -> str | None:
-        """Why a job may not start: the run is ending, or its budget is spent."""
-        return str(self.halt) if self.halt is not None else self.budget.refusal(job)
+    def has_stepped(self, job: Job) -> bool:
+        """Whether a job is a training that has made steps, so that there is a state to save."""
+        return job.id in self._steps and bool(self._steps[job.id].first_step)
 
-    def why_stopped(self, error: BaseException) -> str | None:
-        """Why a training stopped, where it was this run that asked for it."""
-        if self.halt is not None and isinstance(error, TrainingStopped):
-            return f"{self.halt}; {error}"
-        return None
-
-    def on_tick(self, states: dict[str, JobState]) -> None:
-        """Let the screen move, and end the run where it has to.
-
-        An evaluation goes on from its records, so it ends at once; a training that has made steps
-        saves its state first.
-
-        Raises:
-            BudgetReached, KeyboardInterrupt: what `halt` says, once nothing has to be saved.
-        """
-        self.live.tick(states)
-        running = [s.job for s in states.values() if s.status == "running"]
-        reason = self.budget.excess()
-        if self.halt is None and reason is not None and running:
-            self.halt = BudgetReached(reason)
-        is_done = all(s.is_over and s.status != "stopped" for s in states.values())
-        if self.halt is None or is_done:
-            return
-        saving = [j for j in running if j.id in self._steps and self._steps[j.id].first_step]
-        if not saving:
-            raise self.halt
-        if not self._is_stopping:
-            self._is_stopping = True
-            self.live.note(f"{self.halt}: the training saves its state and stops; Ctrl-C: now")
-        for job in saving:
-            ask_to_stop(JobDirectory(self.checked.root, job.key).points)
+    def ask_to_stop(self, job: Job) -> None:
+        """Let a training save its state and stop."""
+        ask_to_stop(JobDirectory(self.checked.root, job.key).points)
 
 
 def show_checkpoints(checked: Checked, run: RunDirectory, job: Job) -> None:

@@ -1,10 +1,11 @@
-"""One run: a checked configuration -> plan -> jobs -> records -> report."""
+"""From checked configurations to plan, jobs, records and report: one run, or several together."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from rich.console import Console
@@ -21,76 +22,185 @@ from conf.results import Results
 from evaluation.run_records import read_run
 from launch import cluster
 from launch.budget import Budget
+from launch.evaluators import Evaluators
 from launch.execute import Executor
 from launch.live import Live
+from launch.plan import Job
 from launch.preflight import Checked
 from launch.provenance import write_facts
 from launch.recorder import Recorder, is_finished, replay
+from launch.runs import Member, Runs, joined
 from launch.scheduler import JobState, Scheduler
 from launch.store import RunDirectory
 from launch.tracking import Tracker
 from training.job import TrainingStopped, WorkerLost
 
 
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """A run whose directory is open.
+
+    Args:
+        prefix: before the names of its jobs and arms where several runs share a schedule.
+        finished: the jobs that were found finished.
+        exit_code: how it ended, as conf.errors says.
+    """
+
+    checked: Checked
+    directory: RunDirectory
+    tracker: Tracker
+    finished: list[Job]
+    prefix: str = ""
+    exit_code: int = EXIT_DONE
+
+    @property
+    def num_pending(self) -> int:
+        """Jobs that are left to run."""
+        return len(self.checked.plan.jobs) - len(self.finished)
+
+
 def execute(checked: Checked, console: Console) -> int:
     """Run what is missing, then report; returns the exit code."""
-    run = RunDirectory(checked.root, checked.name)
-    run.open()
-    try:
-        return _execute(checked, run, console)
-    finally:
-        run.close()
+    from evaluation import panel
 
-
-def _execute(checked: Checked, run: RunDirectory, console: Console) -> int:
-    write_facts(checked, run)
-    run.journal("run_started", data={"command": checked.command})
-    finished = [j for j in checked.plan.jobs if is_finished(checked.root, j)]
-    num_pending = len(checked.plan.jobs) - len(finished)
-    opening = _opening(checked, run, len(finished), num_pending)
-    console.print(opening, highlight=False, soft_wrap=True)
-    exit_code, tracker = EXIT_DONE, None
-    if num_pending:
-        exit_code, tracker = _run_pending(checked, run, console)
-    for job in finished if not num_pending else ():
-        replay(checked, run, job)
-    run.journal("run_finished", data={"exit_code": exit_code})
-    results = _report(checked, run, console, exit_code)
-    if tracker is not None:
-        if checked.config.tracking.upload_text:
-            arms = read_run(run.path).arms
-            tracker.upload_text({name: arm.samples for name, arm in arms.items()})
-        tracker.finish(results)
-        for line in [*tracker.warnings[:3], tracker.how_to_sync()]:
-            if line:
-                console.print(line, highlight=False, soft_wrap=True)
-    if exit_code == EXIT_INTERRUPTED:
+    with opened({"": checked}) as (run,):
+        console.print(_opening(run), highlight=False, soft_wrap=True)
+        run_jobs([run], console)
+        results = report(run)
+        if results is not None:
+            if run.exit_code != EXIT_INTERRUPTED:
+                panel.final(results, console)
+            html = run.directory.path / "report.html"
+            console.print(f"Report: {html}", highlight=False, soft_wrap=True)
+        end_tracking(run, results, console)
+    if run.exit_code == EXIT_INTERRUPTED:
         console.print(
             f"Interrupted. The same command goes on from here: {checked.command}", soft_wrap=True
         )
-    return exit_code
+    return run.exit_code
 
 
-def _opening(checked: Checked, run: RunDirectory, num_finished: int, num_pending: int) -> str:
+def _opening(run: Run) -> str:
+    checked = run.checked
     items = checked.task.items
     counts = ", ".join(f"{len(items[s])} {s}" for s in ("train", "validation", "test"))
-    reused = f", {num_finished} found finished" if num_finished else ""
+    reused = f", {len(run.finished)} found finished" if run.finished and run.num_pending else ""
     return (
         f"[bold]{checked.exp}[/bold] on {checked.task.name} ({counts} items), "
-        f"{len(checked.arms)} arms, {num_pending} jobs to run{reused}\n{run.path}"
+        f"{len(checked.arms)} arms, {run.num_pending} jobs to run{reused}\n{run.directory.path}"
     )
 
 
-def _run_pending(checked: Checked, run: RunDirectory, console: Console) -> tuple[int, Tracker]:
+@contextmanager
+def opened(
+    checks: Mapping[str, Checked],
+    *,
+    group: str | None = None,
+    swept: Mapping[str, Mapping[str, object]] | None = None,
+) -> Iterator[list[Run]]:
+    """Lock the directories of all runs and write what was asked; given back at the end.
+
+    Args:
+        checks: the runs by prefix.
+        group: their group in W&B; each run's own name where it is None.
+        swept: by prefix, the keys in which a run differs from the others.
+
+    Raises:
+        ClusterError: a directory that cannot be written, or that another process writes.
+    """
+    with ExitStack() as stack:
+        runs = []
+        for prefix, checked in checks.items():
+            directory = RunDirectory(checked.root, checked.name)
+            directory.open()
+            stack.callback(directory.close)
+            finished = [j for j in checked.plan.jobs if is_finished(checked.root, j)]
+            is_over = len(finished) == len(checked.plan.jobs)
+            tracker = Tracker(
+                config=checked.config,
+                name=checked.name,
+                directory=directory.path,
+                arms=checked.arms,
+                num_train_labels=len(checked.task.items["train"]),
+                mode="off" if is_over else checked.wandb_mode,  # it was mirrored as it ran
+                group=group or checked.name,
+                swept=(swept or {}).get(prefix, {}),
+            )
+            runs.append(
+                Run(
+                    checked=checked,
+                    directory=directory,
+                    tracker=tracker,
+                    finished=finished,
+                    prefix=prefix,
+                )
+            )
+        for run in runs:
+            write_facts(run.checked, run.directory)
+            run.directory.journal("run_started", data={"command": run.checked.command})
+        yield runs
+
+
+def run_jobs(runs: list[Run], console: Console) -> None:
+    """Run what is missing in any of the runs, and put down how each ended."""
+    if any(run.num_pending for run in runs):
+        _run_pending(runs, console)
+    else:
+        for run in runs:
+            for job in run.finished:
+                replay(run.checked, run.directory, job)
+    for run in runs:
+        run.directory.journal("run_finished", data={"exit_code": run.exit_code})
+
+
+def _run_pending(runs: list[Run], console: Console) -> None:
     """Start Ray, run the jobs, stop Ray; Ctrl-C ends it with every finished job kept."""
-    budget = Budget(config=checked.config.budget, pricing=checked.config.pricing)
-    tracker = Tracker(
-        config=checked.config,
-        name=checked.name,
-        directory=run.path,
-        arms=checked.arms,
-        num_train_labels=len(checked.task.items["train"]),
-        mode=checked.wandb_mode,
+    first = runs[0].checked  # machine, budget and prices are the same in all of them
+    budget = Budget(config=first.config.budget, pricing=first.config.pricing)
+    evaluators = Evaluators(machine=first.machine)
+    members = {run.prefix: _member(run, budget, evaluators) for run in runs}
+    plan = joined({run.prefix: run.checked.plan for run in runs})
+    price = first.config.pricing.usd_per_device_second
+    ended = None
+    with Live(console, plan, usd_per_device_second=price) as live:
+        together = Runs(members=members, budget=budget, live=live)
+        scheduler = Scheduler(
+            plan=plan,
+            slots=first.machine.devices,
+            run_job=together.run_job,
+            listener=together,
+            may_start=together.refusal,
+            is_retryable=is_lost_process,
+            is_finished=lambda job: is_finished(first.root, job),
+            reached=lambda event: event.step if isinstance(event, TrainRecord) else None,
+            why_stopped=together.why_stopped,
+        )
+        try:
+            live.note("starting Ray on this machine")
+            cluster.start(first.machine)
+            with _signals(together):  # after Ray, which sets its own
+                scheduler.run()
+        except KeyboardInterrupt:
+            live.note("stopping")
+            ended = EXIT_INTERRUPTED
+        except BudgetReached as error:
+            live.note(f"stopped at the budget: {error}")
+            ended = EXIT_BUDGET
+        finally:
+            cluster.stop()
+    for run in runs:
+        names = [run.prefix + job.id for job in run.checked.plan.jobs]
+        run.exit_code = _exit_code([scheduler.states.get(n) for n in names], ended=ended)
+
+
+def _member(run: Run, budget: Budget, evaluators: Evaluators) -> Member:
+    checked = run.checked
+    recorder = Recorder(
+        checked=checked,
+        run=run.directory,
+        tracker=run.tracker,
+        budget=budget,
+        hardware=checked.machine.name,
     )
     executor = Executor(
         config=checked.config,
@@ -99,54 +209,21 @@ def _run_pending(checked: Checked, run: RunDirectory, console: Console) -> tuple
         task=checked.task,
         places=checked.places,
         machine=checked.machine,
-        run_path=run.path,
+        run_path=run.directory.path,
+        evaluators=evaluators,
         mixes=checked.mixes,
     )
-    price = checked.config.pricing.usd_per_device_second
-    with Live(console, checked.plan, usd_per_device_second=price) as live:
-        recorder = Recorder(
-            checked=checked,
-            run=run,
-            tracker=tracker,
-            budget=budget,
-            live=live,
-            hardware=checked.machine.name,
-        )
-        scheduler = Scheduler(
-            plan=checked.plan,
-            slots=checked.machine.devices,
-            run_job=executor.run,
-            listener=recorder,
-            may_start=recorder.refusal,
-            is_retryable=is_lost_process,
-            is_finished=lambda job: is_finished(checked.root, job),
-            reached=lambda event: event.step if isinstance(event, TrainRecord) else None,
-            why_stopped=recorder.why_stopped,
-        )
-        try:
-            live.note("starting Ray on this machine")
-            cluster.start(checked.machine)
-            with _signals(recorder):  # after Ray, which sets its own
-                states = scheduler.run()
-        except KeyboardInterrupt:
-            live.note("stopping")
-            return EXIT_INTERRUPTED, tracker
-        except BudgetReached as error:
-            live.note(f"stopped at the budget: {error}")
-            return EXIT_BUDGET, tracker
-        finally:
-            cluster.stop()
-    return _exit_code(states), tracker
+    return Member(plan=checked.plan, recorder=recorder, run_job=executor.run)
 
 
 @contextmanager
-def _signals(recorder: Recorder) -> Iterator[None]:
+def _signals(runs: Runs) -> Iterator[None]:
     """Ctrl-C or SIGTERM: the first lets a training save its state, the second ends at once."""
 
     def halt(signum: int, frame: FrameType | None) -> None:
-        if recorder.halt is not None:
+        if runs.halt is not None:
             raise KeyboardInterrupt
-        recorder.halt = KeyboardInterrupt("interrupted")
+        runs.halt = KeyboardInterrupt("interrupted")
 
     before = {signum: signal.signal(signum, halt) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -172,27 +249,36 @@ def is_lost_process(error: BaseException) -> bool:
     return isinstance(error, (*lost, WorkerLost, TrainingStopped))
 
 
-def _exit_code(states: dict[str, JobState]) -> int:
-    statuses = {s.status for s in states.values()}
+def _exit_code(states: list[JobState | None], *, ended: int | None) -> int:
+    """How a run ended whose jobs stand so. ended: why all runs were broken off, if they were."""
+    if ended is not None and not all(s is not None and s.is_over for s in states):
+        return ended
+    statuses = {s.status for s in states if s is not None}
     if "stopped" in statuses:
-        return EXIT_BUDGET
+        return EXIT_BUDGET if ended is None else ended
     return EXIT_ARM_FAILED if statuses & {"failed", "skipped"} else EXIT_DONE
 
 
-def _report(
-    checked: Checked, run: RunDirectory, console: Console, exit_code: int
-) -> Results | None:
-    """Results and report from the records alone; None where there is nothing to show yet."""
-    from evaluation import panel
+def report(run: Run) -> Results | None:
+    """Write results and report from the records alone; None where there is nothing yet."""
     from evaluation.report import write_report
     from evaluation.summary import summarise
 
-    records = read_run(run.path)
+    records = read_run(run.directory.path)
     if not any(arm.samples for arm in records.arms.values()):
         return None
     results = summarise(records)
-    paths = write_report(results, records, run.path)
-    if exit_code != EXIT_INTERRUPTED:
-        panel.final(results, console)
-    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+    write_report(results, records, run.directory.path)
     return results
+
+
+def end_tracking(run: Run, results: Results | None, console: Console) -> None:
+    """Send the final numbers, and say what did not arrive and how to upload what is offline."""
+    tracker = run.tracker
+    if run.checked.config.tracking.upload_text:
+        arms = read_run(run.directory.path).arms
+        tracker.upload_text({name: arm.samples for name, arm in arms.items()})
+    tracker.finish(results)
+    for line in [*tracker.warnings[:3], tracker.how_to_sync()]:
+        if line:
+            console.print(line, highlight=False, soft_wrap=True)

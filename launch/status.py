@@ -74,8 +74,10 @@ def _headline(events: list[JournalEvent]) -> str:
 
 
 def main(run: Path) -> int:
-    """Print the status."""
-    print(status(run))
+    """Print the status; of a sweep, that of each of its runs."""
+    from launch.compare import runs_of
+
+    print("\n".join(status(path) for path in runs_of([run])))
     return 0
 
 

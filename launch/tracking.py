@@ -76,11 +76,13 @@ class Tracker:
 
     Args:
         config: the run's configuration.
-        name: the run's name; W&B group.
+        name: the run's name.
         directory: the run directory; offline files go below it.
         arms: resolved arms.
         num_train_labels: labelled training examples of the task.
         mode: online, offline or off.
+        group: W&B's group: the run's name, or the sweep's.
+        swept: the keys in which a run of a sweep differs from the others, and their values.
     """
 
     config: RunConfig
@@ -89,6 +91,8 @@ class Tracker:
     arms: Mapping[str, Arm]
     num_train_labels: int
     mode: Literal["online", "offline", "off"]
+    group: str
+    swept: Mapping[str, object] = field(default_factory=dict)
     attempt: str = field(default_factory=lambda: format(int(time.time()), "x"))
     warnings: list[str] = field(default_factory=list)
     _runs: dict[str, Any] = field(default_factory=dict)
@@ -228,8 +232,8 @@ class Tracker:
                 project=self.config.tracking.project,
                 entity=self.config.tracking.entity,
                 id=f"{self.name}-{arm}-{self.attempt}"[-64:],
-                name=arm,
-                group=self.name,
+                name=" ".join([arm, *(f"{k}={v}" for k, v in self.swept.items())])[:128],
+                group=self.group,
                 job_type=job_type,
                 mode="online" if self.mode == "online" else "offline",
                 dir=str(self.directory),
@@ -240,6 +244,7 @@ class Tracker:
                     "task": self.config.task.name,
                     "model": self.config.model.name,
                     "run": self.name,
+                    **self.swept,
                 },
                 settings=wandb.Settings(
                     silent=True,

@@ -13,7 +13,8 @@ from conf.hashing import plain
 from conf.methods import FullMethod, LoraMethod, PeftMethod
 from conf.resolve import Arm
 from evaluation.models import ModelPlace
-from launch.plan import Machine, TrainingPlan, model_dtype, threads_of
+from launch.placement import Machine, model_dtype, threads_of
+from launch.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from training.estimate import RowLengths, TrainEstimate

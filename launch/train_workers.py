@@ -21,7 +21,7 @@ from typing import Any
 from conf.errors import CrossoverError, JobFailed
 from conf.records import RECORD_TYPES, Progress, TrainRecord, TrainSummary, from_dict
 from launch.attempts import stop_path, stream_line, stream_path
-from launch.plan import Machine
+from launch.placement import Machine
 from launch.workers import logged
 from training.job import TrainingStopped, TrainJob, WorkerLost
 
@@ -39,6 +39,10 @@ LOST = (
 )
 # What a worker's own exception says where it waited in vain for another one.
 CUT_OFF = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out")
+
+
+# Ends of our own after which another attempt goes on from the newest state.
+MENDABLE = ("TrainingStopped", "WorkerLost", "PeerLost")
 
 
 class FileRuntime:
@@ -255,29 +259,29 @@ def write_error(log_dir: Path, rank: int, error: Exception) -> None:
 def ending(log_dir: Path, error: BaseException) -> CrossoverError:
     """What an attempt's end means, from its workers' own words and from Ray's error.
 
-    A failure of a worker's own counts first: the others were then merely cut off.
+    The cause counts, whoever it came from: workers that waited for the failed one were then merely
+    cut off, and often end first. A cause that another attempt may mend is a WorkerLost.
     """
-    own = [json.loads(p.read_text()) for p in sorted(log_dir.glob("error-*.json"))]
-    named = {e["exception"]: e for e in reversed(own) if e["is_own"]}  # the lowest rank's words
-    lost, stopped = named.pop("WorkerLost", None), named.pop("TrainingStopped", None)
-    if named:
-        first = min(named.values(), key=lambda e: int(e["global_rank"]))
-        return JobFailed(str(first["message"]))
-    if stopped is not None:
+    said = [json.loads(p.read_text()) for p in log_dir.glob("error-*.json")]
+    said.sort(key=lambda words: int(words["global_rank"]))
+    own = {w["exception"]: w for w in reversed(said) if w["is_own"]}  # the lowest rank's words
+    failed = [w for w in said if w["is_own"] and w["exception"] not in MENDABLE]
+    if failed:
+        return JobFailed(failed[0]["message"])
+    if (stopped := own.get("TrainingStopped")) is not None:
         return TrainingStopped(int(stopped["step"]))
-    if lost is not None:
+    if (lost := own.get("WorkerLost")) is not None:
         return WorkerLost(f"worker {lost['global_rank']}: {lost['message']}")
     causes = _causes(error)
     for who, cause in causes:
         if type(cause).__name__ in LOST:
             return WorkerLost(f"{who} was lost: {_first_line(cause)}")
-    others = [e for e in own if not any(sign in e["message"] for sign in CUT_OFF)]
-    if own and not others:
-        e = own[0]
-        first_line = e["message"].strip().partition("\n")[0]
-        return WorkerLost(f"worker {e['global_rank']} lost touch with the others: {first_line}")
-    for e in others:
-        return JobFailed(f"worker {e['global_rank']}: {e['exception']}: {e['message']}")
+    for w in said:
+        if not w["is_own"] and not any(sign in w["message"] for sign in CUT_OFF):
+            return JobFailed(f"worker {w['global_rank']}: {w['exception']}: {w['message']}")
+    for w in said:  # nobody says why
+        first_line = w["message"].strip().partition("\n")[0]
+        return WorkerLost(f"worker {w['global_rank']} lost touch with the others: {first_line}")
     return JobFailed(_first_line(causes[0][1]))
 
 

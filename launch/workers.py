@@ -24,7 +24,7 @@ from conf.records import (
 )
 from conf.resolve import Arm
 from evaluation.tasks import Task
-from launch.plan import Machine, devices_per_actor, dtype_name
+from launch.placement import Machine, devices_per_actor, dtype_name
 
 if TYPE_CHECKING:
     from launch.sharded_engine import EngineSpec

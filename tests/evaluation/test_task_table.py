@@ -13,7 +13,7 @@ from evaluation import wording
 from evaluation.run_records import RunRecords, read_run
 from evaluation.summary import summarise
 from evaluation.task_table import are_of_several_tasks, task_table
-from launch.compare import main, paired, show_tasks
+from launch.compare import main, paired, show_table
 from tests.evaluation import fake_run
 
 
@@ -55,7 +55,7 @@ def test_two_runs_of_one_task_are_told_apart_by_their_names(runs: list[RunRecord
 
 def test_it_is_printed_whole(runs: list[RunRecords]) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
-    show_tasks(runs, console)
+    show_table(task_table(runs), console)
     text = console.export_text()
     assert all(name in text for name in runs[0].arm_specs)
     assert "not comparable" in text

@@ -23,7 +23,7 @@ from launch.attempts import (
 )
 from launch.store import JobDirectory, RunDirectory
 from launch.train_workers import append_line, ending, write_error
-from training.job import TrainingStopped, WorkerLost
+from training.job import PeerLost, TrainingStopped, WorkerLost
 
 
 def step(number: int, *, seconds: float = 1.0, tokens: int | None = None) -> TrainRecord:
@@ -209,6 +209,11 @@ class GroupError(Exception):
 
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
 
+# Words of real workers: one that waited, one that ran out of memory, told and untold.
+NO_ANSWER = PeerLost("worker 0 of 2 got no answer from another in step 5: [gloo] Timed out")
+OUT_OF_MEMORY = WorkerLost("worker 1 ran out of memory in step 5; the next takes at most 1 rows")
+ALLOCATION = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
 
 @pytest.mark.parametrize(
     ("words", "error", "kind", "text"),
@@ -221,11 +226,29 @@ GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer 
             "worker 1 was lost",
         ),
         ({0: GLOO}, GroupError(r0=GLOO), WorkerLost, "worker 0 lost touch"),
-        ({0: WorkerLost("no answer"), 1: GLOO}, GroupError(r0=GLOO), WorkerLost, "no answer"),
+        ({0: NO_ANSWER, 1: GLOO}, GroupError(r0=GLOO), WorkerLost, "no answer"),
+        # Both failed: the one that waited ended too, and often first.
+        ({0: NO_ANSWER, 1: OUT_OF_MEMORY}, GroupError(r0=NO_ANSWER), WorkerLost, "at most 1 rows"),
+        ({0: OUT_OF_MEMORY, 1: NO_ANSWER}, GroupError(r1=NO_ANSWER), WorkerLost, "at most 1 rows"),
+        ({0: NO_ANSWER, 1: ALLOCATION}, GroupError(r0=NO_ANSWER), JobFailed, "worker 1: RuntimeE"),
+        ({0: NO_ANSWER, 1: OSError(28, "No space")}, GroupError(r0=GLOO), JobFailed, "No space"),
+        (
+            {0: NO_ANSWER, 1: JobFailed("out of memory with a single row")},
+            GroupError(r0=NO_ANSWER),
+            JobFailed,
+            "single row",
+        ),
+        (
+            {0: NO_ANSWER},
+            GroupError(r0=NO_ANSWER, r1=ActorDiedError("gone")),
+            WorkerLost,
+            "worker 1 was lost",
+        ),
+        ({2: NO_ANSWER, 10: NO_ANSWER}, GroupError(r2=GLOO), WorkerLost, "worker 2 lost touch"),
         # A worker failed of its own; the other one was merely cut off. No second attempt.
         ({0: GLOO, 1: JobFailed("loss is nan")}, GroupError(r0=GLOO), JobFailed, "loss is nan"),
         (
-            {0: WorkerLost("no answer"), 1: JobFailed("loss is nan")},
+            {0: NO_ANSWER, 1: JobFailed("loss is nan")},
             GroupError(r0=GLOO),
             JobFailed,
             "loss is nan",

@@ -10,7 +10,7 @@ from conf.devices import DEVICES
 from conf.errors import ClusterError, ConfigError
 from launch.compose import compose_config
 from launch.dry_run import show
-from launch.plan import workers_of
+from launch.placement import workers_of
 from launch.preflight import check
 from launch.rates import UTILISATION, device_facts, price_of, rate_of
 from launch.train_plan import FACTS

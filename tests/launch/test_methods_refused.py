@@ -16,7 +16,7 @@ from conf.resolve import resolve_arms
 from launch.compose import compose_config
 from launch.method_checks import check_quantization
 from launch.overrides import rewrite
-from launch.plan import Machine
+from launch.placement import Machine
 from launch.preflight import check
 
 SMALL = ["model=tiny", "task.limit.train=40", "task.limit.validation=10", "task.limit.test=10"]

@@ -18,7 +18,7 @@ from conf.groups import TrainerConfig, ZeroConfig
 from conf.methods import FullMethod
 from conf.records import Progress, TrainRecord, TrainSummary
 from launch import cluster
-from launch.plan import Machine
+from launch.placement import Machine
 from launch.train_workers import run_training
 from training.job import TrainJob, checkpoint_directory
 

@@ -10,7 +10,8 @@ from conf.choices import TaskKind
 from conf.errors import ConfigError
 from conf.resolve import resolve_arms
 from launch.compose import compose_config
-from launch.plan import Machine, ModelSource, Plan, TaskFacts, build_plan, with_reference
+from launch.placement import Machine
+from launch.plan import ModelSource, Plan, TaskFacts, build_plan, with_reference
 
 CPU = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x test")
 TASK = TaskFacts(sha256="t", kind=TaskKind.classification)
@@ -66,6 +67,42 @@ def test_keys_change_with_what_determines_records_and_nothing_else() -> None:
         "budget.max_usd=1",
     ):
         assert changed(nothing) == set()
+
+
+def test_the_best_checkpoint_is_another_one_to_answer_with_but_no_other_training() -> None:
+    base = ("+exp=compare", "trainer.num_points=3")
+    before, after = plan(*base), plan(*base, "arms.lora.trainer.keep=best")
+    old, new = keys(before), keys(after)
+    answers = ("evaluate", "latency")
+    expected = {f"{k}:{a}" for k in answers for a in ("lora", "few_shot_on_lora")} | {
+        "general:lora"
+    }
+    assert {n for n in old if old[n] != new[n]} == expected
+    # The last checkpoint is scored before one is chosen; who answers with it waits for that.
+    assert new.keys() - old.keys() == {"curve:lora:2"}
+    judges = {f"curve:lora:{n}" for n in range(3)}
+    for name in ("evaluate:lora", "evaluate:few_shot_on_lora", "general:lora"):
+        assert judges | {"train:lora"} <= set(after.job(name).depends_on)
+        assert not judges & set(before.job(name).depends_on)
+    assert not any(n.startswith("curve:lora") for n in after.job("evaluate:full").depends_on)
+    seen: set[str] = set()
+    for job in after.jobs:
+        assert set(job.depends_on) <= seen, f"{job.id} stands before what it needs"
+        seen.add(job.id)
+
+
+def test_what_decides_between_checkpoints_is_in_the_key_of_what_stands_on_the_best() -> None:
+    base = ("+exp=compare", "trainer.keep=best")
+    on_lora = {"evaluate:few_shot_on_lora", "latency:few_shot_on_lora"}
+    # Another prompt of the tuned arm's own scores its checkpoints in another way.
+    assert on_lora <= changed("arms.lora.calibration=none", base=base)
+    assert not on_lora & changed("arms.lora.calibration=none")
+
+
+def test_how_states_are_kept_changes_no_key() -> None:
+    for key in ("keep_states=3", "state_every_steps=5"):
+        assert changed(f"trainer.{key}") == set()
+        assert changed(f"arms.lora.trainer.{key}") == set()
 
 
 def test_equal_arms_share_their_jobs_under_other_names() -> None:

@@ -7,7 +7,7 @@ import pytest
 from conf.groups import TrainerConfig, ZeroConfig
 from conf.methods import FullMethod, LoraMethod
 from conf.records import Progress, TrainRecord
-from launch.plan import Machine
+from launch.placement import Machine
 from launch.rates import known_rate, noted, rate_file
 from training.job import TrainJob
 

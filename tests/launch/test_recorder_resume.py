@@ -105,8 +105,8 @@ def test_a_budget_stops_a_training_and_the_next_invocation_pays_only_the_rest(
 
     def wait_for_stop(bench: Bench) -> None:
         """The scripted worker asks after each step, faster than the driver ticks."""
-        bench.recorder.budget.spend(1e9)
-        bench.recorder.on_tick({"train:a": bench.state()})
+        bench.runs.budget.spend(1e9)
+        bench.runs.on_tick({"train:a": bench.state()})
 
     with pytest.raises(BudgetReached, match="max_device_seconds"):
         run.run(at_step(1, wait_for_stop), budget=BudgetConfig(max_device_seconds=1e6))

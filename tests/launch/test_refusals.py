@@ -52,7 +52,7 @@ def launch(*arguments: str, cwd: Path = ROOT) -> Done:
         (["+exp=compare", "task.path=missing.csv"], ["missing.csv"]),
         (["+exp=lora", "cluster.workers=64"], ["cluster.workers", "64"]),
         (["+exp=label_curve"], ["not built yet", "+exp=compare"]),
-        (["+exp=lora", "-m", "trainer.seed=1,2"], ["not built yet"]),
+        (["+exp=lora", "-m", "trainer.epochs=1,abc"], ["combination trainer.epochs=abc"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

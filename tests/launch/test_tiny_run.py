@@ -23,7 +23,7 @@ from evaluation.run_records import read_run
 from evaluation.serving import serve_commands
 from evaluation.summary import summarise
 from launch import export, predict
-from launch.execute import verified
+from launch.checkpoints import verified
 from launch.finished import find_arm
 from launch.workers import Evaluator
 from tests.launch.wandb_log import history, run_of

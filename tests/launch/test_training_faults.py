@@ -87,6 +87,8 @@ def test_a_worker_killed_in_mid_step(
     assert (state.status, state.attempts) == ("done", 2)
     assert len(bench.seen) - STEPS <= 2  # steps redone
     assert len(bench.resumed) == 1 and bench.resumed[0] >= 4
+    # A promise to users, measured at 23 s on two busy cores; most of it starts a process.
+    assert bench.recovered_after_seconds() <= 30
     require_equal(bench, plain)
     record_property("what", told(bench, state))
 
@@ -141,10 +143,10 @@ def test_a_run_that_ends_in_mid_training_and_the_same_command_again(
     bench = Bench(root=tmp_path, model_dir=tiny_model_dir, state_every_steps=1000)
 
     def halt(bench: Bench) -> None:
-        bench.recorder.halt = KeyboardInterrupt("interrupted")
+        bench.runs.halt = KeyboardInterrupt("interrupted")
 
     def spend(bench: Bench) -> None:
-        bench.recorder.budget.spend(1e6)
+        bench.runs.budget.spend(1e6)
 
     kind = BudgetReached if limit == "budget" else KeyboardInterrupt
     with pytest.raises(kind):
@@ -201,7 +203,7 @@ def test_stopped_with_two_workers_and_resumed_with_one(
     bench = Bench(root=tmp_path, model_dir=tiny_model_dir, workers=2)
 
     def halt(bench: Bench) -> None:
-        bench.recorder.halt = KeyboardInterrupt("interrupted")
+        bench.runs.halt = KeyboardInterrupt("interrupted")
 
     with pytest.raises(KeyboardInterrupt):
         bench.run(at_step(4, halt))

@@ -23,9 +23,11 @@ from conf.methods import FullMethod, LoraMethod
 from conf.records import LedgerLine, Progress, TrainRecord, from_dict
 from launch import cluster, train_workers
 from launch.budget import Budget
-from launch.plan import Job, Machine, Plan
+from launch.placement import Machine
+from launch.plan import Job, Plan
 from launch.recorder import Recorder, is_finished
 from launch.run import is_lost_process
+from launch.runs import Member, Runs
 from launch.scheduler import JobState, Scheduler
 from launch.store import JobDirectory, RunDirectory
 from training.job import TrainJob, checkpoint_directory
@@ -82,6 +84,8 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
     seen: list[tuple[float, int]] = field(default_factory=list)  # when, which step
+    resumed_at: list[float] = field(default_factory=list)
+    killed_at: float = 0.0
 
     @property
     def directory(self) -> JobDirectory:
@@ -141,22 +145,21 @@ class Bench:
         job = Job(id="train:a", kind="train", arm="a", key=self.key, devices=2)
         run = RunDirectory(self.root, "r")
         run.open()
-        recorder = self._recorder(run, budget or BudgetConfig())
-        self.recorder = recorder
-
-        def attempt(job: Job) -> Iterator[Any]:
-            yield from self.attempt()
-
+        plan = Plan(jobs=(job,))
+        runs = self._runs(
+            run, plan, Budget(config=budget or BudgetConfig(), pricing=PricingConfig())
+        )
+        self.runs = runs
         scheduler = Scheduler(
-            plan=Plan(jobs=(job,)),
+            plan=plan,
             slots=2,
-            run_job=attempt,
-            listener=_Acting(recorder, lambda event: act(self, event), self),
-            may_start=recorder.refusal,
+            run_job=runs.run_job,
+            listener=_Acting(runs, lambda event: act(self, event), self),
+            may_start=runs.refusal,
             is_retryable=is_lost_process,
             is_finished=lambda job: is_finished(self.root, job),
             reached=lambda event: event.step if isinstance(event, TrainRecord) else None,
-            why_stopped=recorder.why_stopped,
+            why_stopped=runs.why_stopped,
         )
         self.scheduler = scheduler
         run.journal("run_started")
@@ -169,21 +172,22 @@ class Bench:
         """Where the job is."""
         return self.scheduler.states["train:a"]
 
-    def _recorder(self, run: RunDirectory, budget: BudgetConfig) -> Recorder:
+    def _runs(self, run: RunDirectory, plan: Plan, budget: Budget) -> Runs:
         def ignore(*args: Any, **kwargs: Any) -> None:
             pass
 
         live = SimpleNamespace(
             start=ignore, event=ignore, end=ignore, tick=ignore, note=self.notes.append
         )
-        return Recorder(
+        recorder = Recorder(
             checked=cast(Any, SimpleNamespace(root=self.root)),
             run=run,
             tracker=cast(Any, SimpleNamespace(event=ignore)),
-            budget=Budget(config=budget, pricing=PricingConfig()),
-            live=cast(Any, live),
+            budget=budget,
             hardware="test",
         )
+        member = Member(plan=plan, recorder=recorder, run_job=lambda job: self.attempt())
+        return Runs(members={"": member}, budget=budget, live=cast(Any, live))
 
     # What is there afterwards.
 
@@ -204,6 +208,12 @@ class Bench:
         (path,) = final.glob("*.safetensors")
         return sha256_of_file(path)
 
+    def recovered_after_seconds(self) -> float:
+        """From the kill of a worker to the first step that no attempt before had made."""
+        known = max(step for at, step in self.seen if at < self.resumed_at[0])
+        new = [at for at, step in self.seen if at > self.resumed_at[0] and step > known]
+        return new[0] - self.killed_at
+
     def recovery_seconds(self) -> float:
         """The longest pause between two new steps."""
         times = [t for t, _ in self.seen]
@@ -212,21 +222,22 @@ class Bench:
 
 @dataclass
 class _Acting:
-    """The recorder, with a fault after an event."""
+    """The listener of a run, with a fault after an event."""
 
-    recorder: Recorder
+    runs: Runs
     act: Callable[[Any], None]
     bench: Bench
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.recorder, name)
+        return getattr(self.runs, name)
 
     def on_event(self, state: JobState, event: Any) -> None:
         if isinstance(event, TrainRecord):
             self.bench.seen.append((time.monotonic(), event.step))
         if isinstance(event, Progress) and event.note.startswith("resumed at step"):
             self.bench.resumed.append(event.done)
-        self.recorder.on_event(state, event)
+            self.bench.resumed_at.append(time.monotonic())
+        self.runs.on_event(state, event)
         self.act(event)
 
 
@@ -269,6 +280,7 @@ def kill_worker(index: int, signum: int = signal.SIGKILL) -> Callable[[Bench], N
     """Send a signal to one of the training processes."""
 
     def do(bench: Bench) -> None:
+        bench.killed_at = time.monotonic()
         os.kill(workers_now()[index].pid, signum)
 
     return do

@@ -1,0 +1,50 @@
+"""Evaluator processes that wait for their next work, shared by the runs of one invocation."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from launch import workers
+from launch.placement import Machine
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluators:
+    """Idle evaluators by number of engine processes; used by all threads of a scheduler."""
+
+    machine: Machine
+    _idle: list[tuple[int, Any]] = field(default_factory=list)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def borrow(self, actors: int) -> Any:
+        """An evaluator with so many engine processes, with the model of its last job if idle."""
+        with self._guard:
+            for place, (size, actor) in enumerate(self._idle):
+                if size == actors:
+                    del self._idle[place]
+                    return actor
+        self.release_idle()  # one of another size keeps devices that the new one waits for
+        return workers.evaluator(self.machine, actors=actors)
+
+    def give_back(self, actors: int, actor: Any, *, is_alive: bool) -> None:
+        """Keep an evaluator for the next job, or end one that failed."""
+        if is_alive:
+            with self._guard:
+                self._idle.append((actors, actor))
+        else:
+            _kill(actor)
+
+    def release_idle(self) -> None:
+        """End evaluators that wait for work, so that a training finds its devices free."""
+        with self._guard:
+            idle, self._idle = self._idle, []
+        for _, actor in idle:
+            _kill(actor)
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    ray.kill(actor, no_restart=True)
