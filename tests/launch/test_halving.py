@@ -23,11 +23,9 @@ from launch.halving import (
     MIN_RANKED,
     choose,
     decide,
-    next_start,
     recorded,
     rung_shares,
     scores_of,
-    setting_means,
     spearman,
 )
 
@@ -250,113 +248,6 @@ def test_the_halved_choice_is_as_good_as_the_grids(
         tokens.append(share)
     assert fmean(near) >= at_least
     assert fmean(tokens) <= at_most_tokens
-
-
-# Trials that come to their rungs one by one.
-
-
-class Cluster:
-    """Workers that take what `next_start` says and finish in an order drawn by a seed."""
-
-    def __init__(self, members: Mapping[int, int], *, seed: int, workers: int = 3) -> None:
-        self.members, self.workers = members, workers
-        self.draw = random.Random(seed)
-        self.journal: list[tuple[str, int, int]] = []  # started | came, setting or trial, rung
-        self.running: list[tuple[int, int]] = []
-
-    def value(self, trial: int, rung: int) -> float | None:
-        draw = random.Random(f"{trial} {rung}")
-        return None if draw.random() < 0.05 else draw.random() + self.members[trial] / 8
-
-    def state(self) -> tuple[list[Rung], dict[int, int]]:
-        """All that a driver knows, from the journal alone."""
-        scores: list[Rung] = [{} for _ in rung_shares(RULES)]
-        started: dict[int, int] = {}
-        for event, of, rung in self.journal:
-            if event == "started":
-                started[of] = max(rung, started.get(of, 0))
-            else:
-                scores[rung][of] = self.value(of, rung)
-        return scores, started
-
-    def step(self) -> bool:
-        """Start or finish one thing; whether there was one."""
-        scores, started = self.state()
-        if len(self.running) < self.workers:
-            found = next_start(scores, members=self.members, started=started, halving=RULES)
-            if found is not None:
-                self.journal.append(("started", *found))
-                self.running.append(found)
-                return True
-        if not self.running:
-            return False
-        setting, rung = self.running.pop(self.draw.randrange(len(self.running)))
-        mine = [trial for trial, of in self.members.items() if of == setting]
-        self.journal += [("came", trial, rung) for trial in mine]
-        return True
-
-
-@pytest.mark.parametrize("num", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_asynchronous_search_ends_with_whole_trainings_of_the_best(num: int, seed: int) -> None:
-    cluster = Cluster({t: t // 2 for t in range(2 * num)}, seed=seed)
-    while cluster.step():
-        pass
-    scores, started = cluster.state()
-    assert set(started) == set(range(num)), "every setting has begun"
-    for rung in range(1, len(scores) - 1):
-        means = setting_means(
-            {t: v for t, v in scores[rung].items()},
-            {t: s for t, s in cluster.members.items() if t in scores[rung]},
-        )
-        order = sorted(means, key=lambda s: (-means[s], s))
-        alive = [s for s in order if means[s] > -math.inf]
-        must = alive[: math.ceil(len(means) / RULES.eta)]
-        assert {s for s in must if started[s] <= rung} == set(), rung
-    starts = [(s, r) for event, s, r in cluster.journal if event == "started"]
-    assert len(set(starts)) == len(starts), "nothing runs twice"
-    assert all(b[1] <= a[1] + 1 for a, b in _steps_of(starts)), "no rung is skipped"
-
-
-def _steps_of(starts: list[tuple[int, int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    by_setting: dict[int, list[tuple[int, int]]] = {}
-    for start in starts:
-        by_setting.setdefault(start[0], []).append(start)
-    return [pair for of in by_setting.values() for pair in itertools.pairwise(of)]
-
-
-def test_early_promotion_needs_a_place_among_the_best_third_of_those_that_came() -> None:
-    members = alone(*range(9))
-    started = {s: 1 for s in range(3)}
-    watch: Rung = dict.fromkeys(range(3), 0.5)
-    two: Rung = {0: 0.3, 1: 0.8}
-    rules = RULES
-    assert next_start([watch, two], members=members, started=started, halving=rules) == (3, 0)
-    three: Rung = {**two, 2: 0.1}
-    assert next_start([watch, three], members=members, started=started, halving=rules) == (1, 2)
-    gone = {**started, 1: 2}
-    assert next_start([watch, three], members=members, started=gone, halving=rules) == (3, 0)
-
-
-@pytest.mark.parametrize("num_settings", [5, 12])
-def test_a_killed_driver_decides_again_as_it_did(num_settings: int) -> None:
-    members = {t: t // 2 for t in range(2 * num_settings)}
-    cluster = Cluster(members, seed=4)
-    decisions = []
-    while True:
-        scores, started = cluster.state()
-        decisions.append(next_start(scores, members=members, started=started, halving=RULES))
-        cut = len(cluster.journal)
-        if not cluster.step():
-            break
-        again = Cluster(members, seed=99)
-        events = cluster.journal[:cut]
-        random.Random(cut).shuffle(events)
-        again.journal = events
-        scores, started = again.state()
-        found = next_start(scores, members=members, started=started, halving=RULES)
-        assert found == decisions[-1]
-    assert any(d is not None and d[1] == 3 for d in decisions)
 
 
 # The end of a search.
