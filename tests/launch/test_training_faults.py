@@ -138,9 +138,21 @@ def test_a_worker_killed_at_every_start(
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", ["budget", "interrupt"])
 def test_a_run_that_ends_in_mid_training_and_the_same_command_again(
-    limit: str, plain: Bench, tmp_path: Path, record_property: Say, tiny_model_dir: Path
+    limit: str, tmp_path: Path, record_property: Say, tiny_model_dir: Path
 ) -> None:
-    bench = Bench(root=tmp_path, model_dir=tiny_model_dir, state_every_steps=1000)
+    # Steps long enough that the word to stop comes in the middle of them: 12 short ones took less
+    # than the quarter of a second in which it is passed on.
+    bench, plain = (
+        Bench(
+            root=tmp_path / name,
+            model_dir=tiny_model_dir,
+            state_every_steps=1000,
+            batch=256,
+            length=96,
+        )
+        for name in ("halted", "plain")
+    )
+    assert plain.run().status == "done"
 
     def halt(bench: Bench) -> None:
         bench.runs.halt = KeyboardInterrupt("interrupted")
