@@ -27,6 +27,8 @@ PURPOSES = (
     "general",
     "instructions",  # verifiable requests: how often the weights obey
     "agreement",  # the probe of a checkpoint, asked again after loading
+    "sweep",  # a search for the best training: all trials but what the winner's own steps cost
+    "prompt_search",  # a search for the best prompt
     "shared",  # rows that several items use: a prefix prefilled once
     "padding",  # rows forwarded that belong to no item
     "train",
@@ -348,25 +350,6 @@ class JournalEvent:
     arm: str | None = None
     data: dict[str, Any] = field(default_factory=dict)
 
-
-RECORD_TYPES: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (
-        Item,
-        RenderedExample,
-        SampleRecord,
-        TrainRecord,
-        CurvePoint,
-        LedgerLine,
-        AnswerRule,
-        PromptText,
-        Progress,
-        CheckpointRecord,
-        TrainSummary,
-        TrainingData,
-        JournalEvent,
-    )
-}
 
 T = TypeVar("T")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from conf.records import Measured
-
-RUNG_DECIDED = "rung_decided"  # the journal event whose data are a RungDecision
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -15,7 +14,7 @@ class RungRecord:
 
     step: optimizer steps it had taken. value: of the metric, larger is better; without a value
     where the trial failed before. per_item: its parts, in the order of the items, so that trials
-    can be paired. tokens: computed to score it.
+    can be paired. tokens, device_seconds: spent to score it; those of its training stand elsewhere.
     """
 
     arm: str
@@ -26,6 +25,7 @@ class RungRecord:
     value: Measured
     per_item: tuple[float, ...] = ()
     tokens: int = 0
+    device_seconds: float = 0.0
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -49,6 +49,33 @@ class RungDecision:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class TrialRecord:
+    """One trial of a search, once it is over: a row of the table of trials.
+
+    setting: equal for trials that differ by chance alone (seed, draw). label, values: the setting,
+    for people and by field. status: done (it went all the way), dropped or failed; reason: of the
+    latter two. rung: the last one it was scored at, None where it came to none. steps: optimizer
+    steps; 0 for a prompt. tokens, device_seconds: all that it spent, its rungs included.
+    """
+
+    arm: str
+    trial: int
+    setting: int
+    seed: int
+    draw: int
+    label: str
+    values: dict[str, Any] = field(default_factory=dict)
+    status: str = "done"
+    reason: str = ""
+    rung: int | None = None
+    steps: int = 0
+    tokens: int = 0
+    device_seconds: float = 0.0
+    usd: float | None = None
+    trained_parameters: int | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class SweepChoice:
     """The setting that a search ends with.
 
@@ -66,3 +93,12 @@ class SweepChoice:
     value: Measured
     trained_parameters: int
     not_told_apart: tuple[int, ...] = ()
+
+
+# What each is called in the journal.
+SEARCH_EVENTS: dict[type, str] = {
+    RungRecord: "rung_scored",
+    RungDecision: "rung_decided",
+    TrialRecord: "trial_ended",
+    SweepChoice: "sweep_chosen",
+}

@@ -19,7 +19,11 @@ SECONDS_PER_HOUR = 3600.0
 
 # Paid once, before the first request is served. Test, latency and general lines are the price of
 # comparing, which no arm would pay in use.
-FIXED_PURPOSES = ("train", "redone", "validation", "calibration", "curve", "reference")
+FIXED_PURPOSES = (
+    *("train", "sweep", "prompt_search", "redone"),
+    *("validation", "calibration", "curve", "reference"),
+)
+PREPARING = ("train", "sweep", "prompt_search")  # of jobs that are over before a request comes
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -113,11 +117,11 @@ def fixed_cost(
 ) -> FixedCost:
     """Cost paid once by an arm and the arms it stands on.
 
-    Lines of FIXED_PURPOSES, and shared and padding lines of jobs that trained. Labels count when
-    they have a price.
+    Lines of FIXED_PURPOSES, and shared and padding lines of jobs that trained or searched. Labels
+    count when they have a price.
     """
     mine = [line for line in ledger if line.arm in arms]
-    trained = {line.job for line in mine if line.purpose == "train"}
+    trained = {line.job for line in mine if line.purpose in PREPARING}
     fixed = [
         line
         for line in mine

@@ -7,7 +7,7 @@ A broken line anywhere else is refused with file and line.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from conf.records import (
     from_dict,
 )
 from conf.results import CHECKPOINT_CHOSEN, CheckpointChoice
+from evaluation.search_records import SearchRecords, search_records
 
 T = TypeVar("T")
 
@@ -48,7 +49,10 @@ class ArmSpec:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class ArmRecords:
-    """Everything one arm wrote, in the order it was written; a later answer replaces an earlier."""
+    """Everything one arm wrote, in the order it was written; a later answer replaces an earlier.
+
+    train: of a searched arm the steps of the trial that was chosen; search has those of all.
+    """
 
     samples: tuple[SampleRecord, ...] = ()
     train: tuple[TrainRecord, ...] = ()
@@ -57,6 +61,7 @@ class ArmRecords:
     train_summary: TrainSummary | None = None
     training_data: TrainingData | None = None
     checkpoint: CheckpointChoice | None = None  # where it is not simply the last
+    search: SearchRecords | None = None  # of an arm that was searched
     status: str = "stopped"  # done | failed | refused | stopped
     error: str | None = None
     is_reused: bool = False
@@ -236,18 +241,28 @@ def _arm(reader: _Reader, name: str, events: tuple[JournalEvent, ...]) -> ArmRec
     chosen = [from_dict(CheckpointChoice, e.data) for e in now if e.event == CHECKPOINT_CHOSEN]
     status, error = _status(mine, has_test=any(s.set == "test" for s in samples.values()))
     done = [e for e in mine if e.event == "job_done"]
+    search = search_records(now, steps=train.values())
     return ArmRecords(
         samples=tuple(samples.values()),
-        train=tuple(train.values()),
+        train=tuple(_own_steps(train.values(), search)),
         curve=tuple(curve.values()),
         rule=rules[-1] if rules else None,
         train_summary=summaries[-1] if summaries else None,
         training_data=data[-1] if data else None,
         checkpoint=chosen[-1] if chosen else None,
+        search=search,
         status=status,
         error=error,
         is_reused=bool(done) and all(bool(e.data.get("is_reused")) for e in done),
     )
+
+
+def _own_steps(steps: Iterable[TrainRecord], search: SearchRecords | None) -> Iterator[TrainRecord]:
+    """The steps that led to the arm's checkpoint: all of them, or those of the chosen trial."""
+    if search is None:
+        yield from steps
+    elif search.choice is not None:
+        yield from (step for step in steps if step.trial == search.choice.trials[0])
 
 
 def _of_last_invocation(events: tuple[JournalEvent, ...]) -> tuple[JournalEvent, ...]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from conf.hashing import plain
-from conf.records import RECORD_TYPES, LedgerLine, Progress, TrainRecord, TrainSummary, from_dict
+from conf.record_types import RECORD_TYPES
+from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary, from_dict
 
 # What a finished training puts on the bill; a training that goes on afterwards states it anew.
 TRAINING_PURPOSES = ("train", "padding", "agreement")

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from conf.errors import ClusterError
 from conf.hashing import plain
+from conf.record_types import RECORD_TYPES
 from conf.records import (
-    RECORD_TYPES,
     AnswerRule,
     CurvePoint,
     Item,
@@ -34,6 +34,13 @@ from conf.records import (
     from_dict,
     to_dict,
 )
+from conf.sweep_records import (
+    SEARCH_EVENTS,
+    RungDecision,
+    RungRecord,
+    SweepChoice,
+    TrialRecord,
+)
 from launch.attempts import discard_stream, each_step_once, left_streams, taken_in
 
 Event = (
@@ -45,6 +52,10 @@ Event = (
     | PromptText
     | TrainSummary
     | TrainingData
+    | RungRecord
+    | RungDecision
+    | TrialRecord
+    | SweepChoice
     | JournalEvent
 )
 
@@ -318,6 +329,7 @@ class RunDirectory:
                 AnswerRule: "answer_rule",
                 TrainSummary: "train_summary",
                 TrainingData: "training_data",
+                **SEARCH_EVENTS,
             }
             self.journal(names[type(event)], job=job, arm=arm, data=to_dict(event))
 

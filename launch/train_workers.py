@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import CrossoverError, JobFailed
-from conf.records import RECORD_TYPES, Progress, TrainRecord, TrainSummary, from_dict
+from conf.record_types import RECORD_TYPES
+from conf.records import Progress, TrainRecord, TrainSummary, from_dict
 from launch.attempts import stop_path, stream_line, stream_path
 from launch.placement import Machine
 from launch.workers import logged
