@@ -26,7 +26,7 @@ class RungScore:
 
     step: optimizer steps it had taken. metric: accuracy, or minus_loss. per_item: 1.0 or 0.0, or
     minus the mean loss of the targets, in the order of the items: the same for all trials, so that
-    they can be paired. tokens: computed for it; 0 where two rungs fall on one step.
+    they can be paired. tokens, device_seconds: spent on it; 0 where two rungs fall on one step.
     """
 
     trial: int
@@ -35,6 +35,7 @@ class RungScore:
     metric: str
     per_item: tuple[float, ...]
     tokens: int
+    device_seconds: float = 0.0
 
     @property
     def value(self) -> float:

@@ -1,4 +1,4 @@
-"""Attempts of one training: each step once over all of them, and all that they cost.
+"""Attempts of one training or search: each step once over all of them, and all that they cost.
 
 An attempt that ends early leaves a stream file, which its worker wrote and its driver may not have
 read to the end. The next attempt takes it in first. Steps after the state from which an attempt
@@ -9,49 +9,67 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from conf.hashing import plain
 from conf.record_types import RECORD_TYPES
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary, from_dict
+from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
 
 # What a finished training puts on the bill; a training that goes on afterwards states it anew.
-TRAINING_PURPOSES = ("train", "padding", "agreement")
+TRAINING_PURPOSES = ("train", "sweep", "padding", "agreement")
 E = TypeVar("E")
 
 
 @dataclass(kw_only=True, slots=True)
 class Steps:
-    """The records of a training that stand: each step once, in order.
+    """The records of a training that stand: each step once, in order; of a search, by trial.
 
-    standing: of all attempts. first_step: of the running attempt, None before it has one.
+    first_steps: trial -> first step of the running attempt; without those that have none yet.
     """
 
-    standing: list[TrainRecord] = field(default_factory=list)
-    first_step: int | None = None
+    first_steps: dict[int | None, int] = field(default_factory=dict)
+    _series: dict[int | None, list[TrainRecord]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Iterable[TrainRecord]) -> Steps:
+        """Steps of earlier attempts, each of them once."""
+        steps = cls()
+        for record in records:
+            steps.add(record)
+        steps.first_steps.clear()
+        return steps
+
+    @property
+    def standing(self) -> list[TrainRecord]:
+        """Those of all attempts."""
+        return [record for series in self._series.values() for record in series]
 
     def add(self, record: TrainRecord) -> list[TrainRecord]:
         """Take in a record of the running attempt; returns those that it makes void."""
-        if self.first_step is None:
-            self.first_step = record.step
+        self.first_steps.setdefault(record.trial, record.step)
+        series = self._series.setdefault(record.trial, [])
         void: list[TrainRecord] = []
-        while self.standing and self.standing[-1].step >= record.step:
-            void.append(self.standing.pop())
-        self.standing.append(record)
+        while series and series[-1].step >= record.step:
+            void.append(series.pop())
+        series.append(record)
         return void[::-1]
 
     def earlier_device_seconds(self) -> float:
         """What the standing steps of earlier attempts took."""
-        end = self.first_step
-        return sum(r.device_seconds for r in self.standing if end is None or r.step < end)
+        firsts = self.first_steps
+        return sum(
+            r.device_seconds for r in self.standing if r.step < firsts.get(r.trial, math.inf)
+        )
 
 
-def redone(void: Iterable[TrainRecord], *, job: str, arm: str | None) -> LedgerLine:
-    """The bill of steps that were trained for nothing."""
+def redone(void: Iterable[TrainRecord | RungRecord], *, job: str, arm: str | None) -> LedgerLine:
+    """The bill of steps that were trained, or rungs that were scored, for nothing."""
     records = list(void)
     return LedgerLine(
         job=job,
@@ -63,18 +81,28 @@ def redone(void: Iterable[TrainRecord], *, job: str, arm: str | None) -> LedgerL
 
 
 def each_step_once(events: Iterable[E]) -> list[E | TrainRecord | LedgerLine]:
-    """A job's records with each training step once, repeated ones as `redone` lines.
+    """A job's records with each training step and each rung once, repeated ones as `redone` lines.
 
     Training records come first; records of other jobs pass as they are.
     """
     steps, others, is_ended = Steps(), list[E | LedgerLine](), False
+    rungs: dict[tuple[int, int], int] = {}
     for event in events:
         if not isinstance(event, TrainRecord):
+            if isinstance(event, RungRecord):
+                before = rungs.get((event.trial, event.rung))
+                if before is not None:
+                    void_rung = cast(RungRecord, others[before])
+                    others[before] = redone([void_rung], job="", arm=event.arm)
+                rungs[event.trial, event.rung] = len(others)
             others.append(event)
             is_ended = is_ended or isinstance(event, TrainSummary)
             continue
         if is_ended:  # it was not the end after all
             others, is_ended = [e for e in others if not _is_ending(e)], False
+            rungs = {
+                (e.trial, e.rung): i for i, e in enumerate(others) if isinstance(e, RungRecord)
+            }
         void = steps.add(event)
         if void:
             others.append(redone(void, job="", arm=event.arm))
@@ -82,10 +110,10 @@ def each_step_once(events: Iterable[E]) -> list[E | TrainRecord | LedgerLine]:
 
 
 def _is_ending(event: object) -> bool:
-    """Whether an event belongs to the end of a training."""
+    """Whether an event belongs to the end of a training or search."""
     if isinstance(event, LedgerLine):
         return event.purpose in TRAINING_PURPOSES
-    return isinstance(event, TrainSummary)
+    return isinstance(event, TrainSummary | TrialRecord | SweepChoice)
 
 
 def whole(summary: TrainSummary, steps: Steps) -> TrainSummary:
@@ -119,6 +147,37 @@ def standing_ledger(
     return _train_lines(earlier, (both[0] - earlier[0], both[1] - earlier[1]), job=job, arm=arm)
 
 
+def search_ledger(
+    spent: Iterable[TrainRecord | RungRecord],
+    *,
+    winner: int | None,
+    job: str,
+    arm: str | None,
+    paid: Collection[object] = (),
+) -> list[LedgerLine]:
+    """What the trials of a search spent: `train` on the winner's own steps, else `sweep`.
+
+    winner: the trial that was chosen; None while there is none. paid: what an earlier invocation
+    paid for; it stands on lines of its own.
+    """
+    sums: dict[tuple[str, bool], list[TrainRecord | RungRecord]] = {}
+    for record in spent:
+        is_winner = isinstance(record, TrainRecord) and record.trial == winner
+        key = ("train" if is_winner else "sweep", record in paid)
+        sums.setdefault(key, []).append(record)
+    return [
+        LedgerLine(
+            job=job,
+            arm=arm,
+            purpose=purpose,
+            tokens=sum(r.tokens for r in records),
+            device_seconds=sum(r.device_seconds for r in records),
+            is_reused=is_reused,
+        )
+        for (purpose, is_reused), records in sorted(sums.items())
+    ]
+
+
 def _sums(records: Sequence[TrainRecord]) -> tuple[int, float]:
     return sum(r.tokens for r in records), sum(r.device_seconds for r in records)
 
@@ -143,7 +202,7 @@ def stream_path(points: Path, attempt: str) -> Path:
     return points / f"stream-{attempt}.jsonl"
 
 
-def stream_line(record: TrainRecord | Progress | TrainSummary, *, devices: int) -> str:
+def stream_line(record: object, *, devices: int) -> str:
     """A record as the line of a stream; `at` and `devices` tell what an attempt cost."""
     facts = {"type": type(record).__name__, "at": time.time(), "devices": devices}
     return json.dumps({**facts, **plain(record)}) + "\n"
@@ -174,18 +233,21 @@ def discard_stream(stream: Path) -> None:
 def taken_in(stream: Path, known: list[Any]) -> Iterator[Any]:
     """What a stream adds to a job's known records, and what else the attempt spent.
 
-    An attempt spent the seconds between its first line and its last. Those of its steps stand in
-    their records; the rest (loading, saving) is lost with the attempt, unless it was the last.
+    An attempt spent the seconds between its first line and its last. Those of its steps and rungs
+    stand in their records; the rest (loading, saving) is lost with it, unless it was the last.
     """
     lines = list(_whole_lines(stream))
     events: list[Any] = [from_dict(RECORD_TYPES[line["type"]], line) for line in lines]
-    records = [e for e in events if isinstance(e, TrainRecord)]
-    seen = {e for e in known if isinstance(e, TrainRecord)}
+    events = [event for event in events if not isinstance(event, Progress)]
+    records = [e for e in events if isinstance(e, TrainRecord | RungRecord)]
+    seen = {e for e in known if isinstance(e, TrainRecord | RungRecord)}
     yield from (r for r in records if r not in seen)
-    summary = next((e for e in events if isinstance(e, TrainSummary)), None)
+    others = [e for e in events if not isinstance(e, TrainRecord | RungRecord)]
+    yield from (e for e in others if not isinstance(e, TrainSummary) and e not in known)
+    summary = next((e for e in others if isinstance(e, TrainSummary)), None)
     if summary is not None:
         if not any(isinstance(e, TrainSummary) for e in known):
-            yield from _ending(summary, [e for e in known if isinstance(e, TrainRecord)], records)
+            yield from _ending(summary, known, events)
         return
     if lines:
         span = (lines[-1]["at"] - lines[0]["at"]) * lines[-1]["devices"]
@@ -194,21 +256,24 @@ def taken_in(stream: Path, known: list[Any]) -> Iterator[Any]:
         yield LedgerLine(job="", arm=arm, purpose="redone", device_seconds=overhead)
 
 
-def _ending(
-    summary: TrainSummary, known: list[TrainRecord], records: list[TrainRecord]
-) -> Iterator[Any]:
-    """The end of a training whose driver died before it wrote it down."""
-    mine = set(records)
-    steps = Steps()
-    for record in known:
-        if record not in mine:
-            steps.add(record)
-    steps.first_step = None
-    for record in records:
+def _ending(summary: TrainSummary, known: list[Any], events: list[Any]) -> Iterator[Any]:
+    """The end of a training or search whose driver died before it wrote it down."""
+    mine = [e for e in events if isinstance(e, TrainRecord)]
+    own = set(mine)
+    steps = Steps.of(e for e in known if isinstance(e, TrainRecord) and e not in own)
+    for record in mine:
         steps.add(record)
-    complete = whole(summary, steps)
-    yield from training_ledger(complete, job="", arm=summary.arm)
-    yield complete
+    choice = next((e for e in events if isinstance(e, SweepChoice)), None)
+    if choice is None:
+        complete = whole(summary, steps)
+        yield from training_ledger(complete, job="", arm=summary.arm)
+        yield complete
+        return
+    found = [e for e in [*known, *events] if isinstance(e, RungRecord)]
+    rungs = {(r.trial, r.rung): r for r in found}.values()
+    spent: list[TrainRecord | RungRecord] = [*steps.standing, *rungs]
+    yield from search_ledger(spent, winner=choice.trials[0], job="", arm=summary.arm)
+    yield summary
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

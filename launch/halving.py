@@ -19,6 +19,7 @@ that was killed decides again as it did.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -61,6 +62,7 @@ def recorded(score: RungScore, *, arm: str) -> RungRecord:
         value=mean_interval(score.per_item, is_share=is_share),
         per_item=score.per_item,
         tokens=score.tokens,
+        device_seconds=score.device_seconds,
     )
 
 
@@ -123,6 +125,29 @@ def decide(
         correlation=correlation,
         num_ranked=num_ranked,
         is_grace=is_grace,
+    )
+
+
+def limited(
+    decision: RungDecision, scores: Scores, *, members: Mapping[int, int], limit: int, reason: str
+) -> RungDecision:
+    """A decision after which no more than `limit` settings go on, the best of those that would.
+
+    Args:
+        decision: as the rules alone make it.
+        scores: what it was made from.
+        members: as `decide` had them.
+        limit: settings, at least 1.
+        reason: why there are no more, for the trials that leave by it.
+    """
+    means = setting_means(scores[decision.rung], {t: members[t] for t in decision.keep})
+    going = set(ranking(means)[:limit])
+    leaving = tuple(trial for trial in decision.keep if members[trial] not in going)
+    return dataclasses.replace(
+        decision,
+        keep=tuple(trial for trial in decision.keep if members[trial] in going),
+        drop=tuple(sorted((*decision.drop, *leaving))),
+        reasons=decision.reasons | {str(trial): reason for trial in leaving},
     )
 
 

@@ -9,7 +9,16 @@ from typing import Any
 
 from conf.errors import Refused
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary
-from launch.attempts import Steps, ask_to_stop, redone, standing_ledger, training_ledger, whole
+from conf.sweep_records import RungRecord, SweepChoice
+from launch.attempts import (
+    Steps,
+    ask_to_stop,
+    redone,
+    search_ledger,
+    standing_ledger,
+    training_ledger,
+    whole,
+)
 from launch.budget import Budget
 from launch.plan import Job
 from launch.preflight import Checked
@@ -20,9 +29,12 @@ from training.state import remove_states
 
 # Kinds of jobs that go on from the records of a killed attempt; others start again.
 RESUMABLE = (
-    *("train", "evaluate", "curve", "general", "general_base"),
+    *("train", "search", "prompt_search"),
+    *("evaluate", "curve", "general", "general_base"),
     *("instructions", "instructions_base"),
 )
+TRAINING = ("train", "search")
+Paid = LedgerLine | TrainRecord | RungRecord
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,8 +49,9 @@ class Recorder:
     _jobs: dict[str, JobDirectory] = field(default_factory=dict)
     _steps: dict[str, Steps] = field(default_factory=dict)
     # What earlier invocations paid: by job, so that this one's expenses are told apart.
-    _paid: dict[str, set[LedgerLine | TrainRecord]] = field(default_factory=dict)
-    _mirrored: dict[str, int] = field(default_factory=dict)  # the last step sent to the tracker
+    _paid: dict[str, set[Paid]] = field(default_factory=dict)
+    # The last step sent to the tracker, by job and trial.
+    _mirrored: dict[tuple[str, int | None], int] = field(default_factory=dict)
 
     def on_start(self, state: JobState) -> None:
         """Journal the start; what earlier attempts did and spent comes back."""
@@ -48,12 +61,12 @@ class Recorder:
         self._jobs[job.id] = directory
         self.run.journal("job_started", job=job.id, arm=job.arm, data={"attempt": state.attempts})
         if state.attempts == 1:
-            self._paid[job.id] = {e for e in kept if isinstance(e, LedgerLine | TrainRecord)}
+            self._paid[job.id] = {e for e in kept if isinstance(e, Paid)}
         for event in kept:
             # The bill is stated anew with each start; this invocation's own records are there.
             if isinstance(event, LedgerLine) or state.attempts == 1:
                 self._show(event, job)
-        if job.kind == "train":
+        if job.kind in TRAINING:
             self._resume_steps(state, [e for e in kept if isinstance(e, TrainRecord)])
 
     def _show(self, event: Any, job: Job) -> None:
@@ -66,12 +79,17 @@ class Recorder:
     def _resume_steps(self, state: JobState, records: list[TrainRecord]) -> None:
         """Write the steps that earlier attempts left, and mirror those of earlier invocations."""
         job = state.job
-        self._steps[job.id] = Steps(standing=records)
+        self._steps[job.id] = Steps.of(records)
         self._write_steps(job)
         for record in records if state.attempts == 1 else ():
-            shown = renamed(record, job=job.id, arm=job.arm, is_reused=True)
+            self._mirror(job, record, is_reused=True)
+
+    def _mirror(self, job: Job, record: TrainRecord, *, is_reused: bool) -> None:
+        """Send a step to the tracker, unless an earlier attempt has sent it."""
+        if record.step > self._mirrored.get((job.id, record.trial), 0):
+            self._mirrored[job.id, record.trial] = record.step
+            shown = renamed(record, job=job.id, arm=job.arm, is_reused=is_reused)
             self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
-            self._mirrored[job.id] = record.step
 
     def _write_steps(self, job: Job) -> None:
         standing = self._steps[job.id].standing
@@ -93,7 +111,9 @@ class Recorder:
         self.run.append(shown, job=job.id, arm=job.arm)
         seconds = time.monotonic() - (state.started or time.monotonic())
         self.tracker.event(job.arm, shown, job_seconds=seconds, devices=job.devices)
-        if isinstance(event, LedgerLine):
+        if isinstance(event, LedgerLine) or (
+            isinstance(event, RungRecord) and job.kind in TRAINING
+        ):
             self.budget.spend(event.device_seconds)
 
     def _on_step(self, state: JobState, record: TrainRecord) -> None:
@@ -108,9 +128,7 @@ class Recorder:
             self._bill_void(job, void)
         else:
             self.run.append(shown, job=job.id, arm=job.arm)
-        if record.step > self._mirrored.get(job.id, 0):
-            self._mirrored[job.id] = record.step
-            self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
+        self._mirror(job, record, is_reused=False)
 
     def _bill_void(self, job: Job, void: list[TrainRecord]) -> None:
         paid = [r for r in void if r in self._paid[job.id]]
@@ -124,12 +142,29 @@ class Recorder:
     def _on_summary(self, job: Job, summary: TrainSummary) -> TrainSummary:
         """Bill a finished training with all its attempts; returns its summary over all of them."""
         steps = self._steps[job.id]
-        complete = whole(summary, steps)
-        paid = [r for r in steps.standing if r in self._paid[job.id]]
-        for line in training_ledger(complete, job=job.id, arm=job.arm, paid=paid):
+        if job.kind == "search":
+            complete = summary  # its trials counted over all attempts
+            lines = self._search_lines(job)
+        else:
+            complete = whole(summary, steps)
+            paid = [r for r in steps.standing if r in self._paid[job.id]]
+            lines = training_ledger(complete, job=job.id, arm=job.arm, paid=paid)
+        for line in lines:
             self._jobs[job.id].append(line)
             self.run.append(line, job=job.id, arm=job.arm)
         return complete
+
+    def _search_lines(self, job: Job) -> list[LedgerLine]:
+        """The bill of a search so far, from the records that stand."""
+        events = list(self._jobs[job.id].events())
+        choice = next((e for e in events if isinstance(e, SweepChoice)), None)
+        return search_ledger(
+            [e for e in events if isinstance(e, TrainRecord | RungRecord)],
+            winner=None if choice is None else choice.trials[0],
+            job=job.id,
+            arm=job.arm,
+            paid=self._paid[job.id],
+        )
 
     def on_retry(self, state: JobState) -> None:
         """Journal a lost attempt; the next one takes in what its worker wrote."""
@@ -140,11 +175,11 @@ class Recorder:
     def on_end(self, state: JobState) -> None:
         """Mark a job done or failed; only a whole job is ever reused."""
         job = state.job
-        directory = self._jobs.pop(job.id, None)
+        directory = self._jobs.get(job.id)
         if state.status == "done":
             assert directory is not None
             directory.finish(seconds=state.seconds, hardware=self.hardware)
-            if job.kind == "train":
+            if job.kind in TRAINING:
                 remove_states(directory.points)
             self.run.journal(
                 "job_done",
@@ -160,6 +195,7 @@ class Recorder:
                 directory.close()
                 self._bill_unfinished(job, directory)
             self._failed(state)
+        self._jobs.pop(job.id, None)
 
     def _failed(self, state: JobState) -> None:
         job = state.job
@@ -187,13 +223,17 @@ class Recorder:
 
     def _bill_unfinished(self, job: Job, directory: JobDirectory) -> None:
         """State what a training that did not finish has spent; a later one states it anew."""
-        if job.kind != "train":
+        if job.kind not in TRAINING:
             return
         stated = list(directory.events())
         directory.take_in_streams()
         for event in directory.events():
             if isinstance(event, LedgerLine) and event not in stated:
                 self._show(event, job)
+        if job.kind == "search":
+            for line in self._search_lines(job):
+                self.run.append(line, job=job.id, arm=job.arm)
+            return
         standing = self._steps[job.id].standing
         paid = [r for r in standing if r in self._paid[job.id]]
         for line in standing_ledger(standing, job=job.id, arm=job.arm, paid=paid):
@@ -201,7 +241,7 @@ class Recorder:
 
     def has_stepped(self, job: Job) -> bool:
         """Whether a job is a training that has made steps, so that there is a state to save."""
-        return job.id in self._steps and bool(self._steps[job.id].first_step)
+        return job.id in self._steps and bool(self._steps[job.id].first_steps)
 
     def ask_to_stop(self, job: Job) -> None:
         """Let a training save its state and stop."""
@@ -209,12 +249,12 @@ class Recorder:
 
 
 def show_checkpoints(checked: Checked, run: RunDirectory, job: Job) -> None:
-    """Show a training's checkpoints as arms/<arm>/<variant>/checkpoint/."""
-    if job.kind != "train" or job.arm is None:
+    """Show a training's checkpoints as arms/<arm>/<variant>/checkpoint/, trials below trials/."""
+    if job.kind not in TRAINING or job.arm is None:
         return
-    points = JobDirectory(checked.root, job.key).path / "points"
-    for directory in sorted(points.glob("*/checkpoint")):
-        link_tree(directory, run.path / "arms" / job.arm / directory.parent.name / "checkpoint")
+    points = JobDirectory(checked.root, job.key).points
+    for directory in sorted([*points.glob("*/checkpoint"), *points.glob("trials/*/*/checkpoint")]):
+        link_tree(directory, run.path / "arms" / job.arm / directory.relative_to(points))
 
 
 def replay(checked: Checked, run: RunDirectory, job: Job) -> None:
@@ -233,7 +273,8 @@ def replay(checked: Checked, run: RunDirectory, job: Job) -> None:
 def is_finished(root: Path, job: Job) -> bool:
     """Whether a job is in the cache, with the files that later jobs read."""
     directory = JobDirectory(root, job.key)
-    needed = {"train": "points/final/checkpoint/checkpoint.json", "rows": "rows.json"}
+    final = "points/final/checkpoint/checkpoint.json"
+    needed = {"train": final, "search": final, "rows": "rows.json"}
     if job.kind in needed and not (directory.path / needed[job.kind]).is_file():
         return False
     return directory.done() is not None

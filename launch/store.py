@@ -341,10 +341,9 @@ class RunDirectory:
             open_lines.close()
         if not records:
             return
+        own = {(record.train_seed, record.trial) for record in records}
         others = [
-            line
-            for line in read_lines(path)
-            if (line["train_seed"], line["trial"]) != (records[0].train_seed, records[0].trial)
+            line for line in read_lines(path) if (line["train_seed"], line["trial"]) not in own
         ]
         lines = [*others, *map(to_dict, records)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

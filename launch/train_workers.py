@@ -20,8 +20,9 @@ from typing import Any
 
 from conf.errors import CrossoverError, JobFailed
 from conf.record_types import RECORD_TYPES
-from conf.records import Progress, TrainRecord, TrainSummary, from_dict
+from conf.records import Progress, from_dict
 from launch.attempts import stop_path, stream_line, stream_path
+from launch.pack_search import PackSearch, run_search
 from launch.placement import Machine
 from launch.workers import logged
 from training.job import TrainingStopped, TrainJob, WorkerLost
@@ -62,7 +63,7 @@ class FileRuntime:
         self._stream = stream
         self._devices = devices
 
-    def report(self, record: TrainRecord | Progress | TrainSummary) -> None:
+    def report(self, record: object) -> None:
         """Append one record as a line; whole lines only, so that a reader can follow the file.
 
         Raises:
@@ -98,16 +99,23 @@ def train_worker(config: dict[str, Any]) -> None:
     log_dir = Path(config["log_dir"])
     with logged(log_dir / f"{rank}.log"):
         try:
-            from training.loop import train
-
-            job = dataclasses.replace(job, device_memory_bytes=device_memory_bytes(job))
             runtime = FileRuntime(Path(config["stream"]), devices=job.devices)
-            summary = train(job, runtime)
+            if config["search"] is not None:
+                run_search(config["search"], runtime)
+            else:
+                _train_one(job, runtime)
         except Exception as error:
             write_error(log_dir, rank, error)
             raise
-        if rank == 0:
-            runtime.report(summary)
+
+
+def _train_one(job: TrainJob, runtime: FileRuntime) -> None:
+    from training.loop import train
+
+    job = dataclasses.replace(job, device_memory_bytes=device_memory_bytes(job))
+    summary = train(job, runtime)
+    if runtime.global_rank == 0:
+        runtime.report(summary)
 
 
 def device_memory_bytes(job: TrainJob) -> int:
@@ -121,11 +129,21 @@ def device_memory_bytes(job: TrainJob) -> int:
 
 
 def run_training(
-    job: TrainJob, *, machine: Machine, log_dir: Path, collective_timeout_seconds: float
+    job: TrainJob,
+    *,
+    machine: Machine,
+    log_dir: Path,
+    collective_timeout_seconds: float,
+    search: PackSearch | None = None,
 ) -> Iterator[Any]:
     """Make one attempt at a training on Ray; yields its records while it runs.
 
-    collective_timeout_seconds: how long a worker waits for the others before the attempt ends.
+    Args:
+        job: the training; of a search the first of its trials.
+        machine: what it runs on.
+        log_dir: where its workers print to.
+        collective_timeout_seconds: how long a worker waits for the others before the attempt ends.
+        search: all trials that train together, where there are several.
 
     Raises:
         TrainingStopped: it was asked to stop, and saved its state.
@@ -145,6 +163,7 @@ def run_training(
         "stream": str(stream),
         "log_dir": str(log_dir),
         "timeout_seconds": collective_timeout_seconds,
+        "search": search,
     }
     thread = threading.Thread(
         target=_fit, args=(arguments, job, machine, failure), daemon=True, name="train"

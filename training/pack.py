@@ -10,7 +10,7 @@ One worker. For more of them a trial's batch would be dealt out as training/shar
 gradients summed over workers before clipping (adapters are small: one all-reduce of all trials
 together), and the judge's word taken from rank 0; the base may be sharded by ZeRO-3 only with its
 layers gathered around `grouped_lora`. Until then a larger sweep is several packs of one worker
-each. An interrupted pack starts again: no state is saved between rungs.
+each. After each rung, and when it is asked to stop, the pack saves its state and goes on from it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from training.job import (
 )
 from training.pack_model import PackModel, Part
 from training.pack_scores import read_items, score_items
+from training.pack_state import PackState, pack_sha256, read_pack_state, write_pack_state
 from training.pack_trial import Trial, adapter_name, check_job
 from training.passes import is_out_of_memory
 from training.probe import PROBE_ROWS, continued, probe_item
@@ -71,11 +72,12 @@ class Pack:
         rung_rows_path: Path,
         rungs: Sequence[float],
     ) -> None:
-        """Load the base model with the adapters of some jobs.
+        """Load the base model with the adapters of some jobs, as they stand in a state if any.
 
         Raises:
             DataError: rows that cannot be trained on or scored.
             ConfigError, ModelError: a job, model or target_modules that cannot be packed.
+            JobFailed: the state is damaged.
         """
         assert all(0 < share <= 1 for share in rungs), f"rungs are shares of the steps: {rungs}"
         for number, job in enumerate(jobs):
@@ -87,12 +89,47 @@ class Pack:
         self._first, self._runtime, self._rungs = jobs[0], runtime, tuple(rungs)
         self._rows = read_rows(Path(jobs[0].rows_path))
         self._items = read_items(rung_rows_path)
-        self._model = PackModel(jobs[0], adapter=adapter_name(jobs[0]))
+        self._sha256 = pack_sha256(jobs, rung_rows_path=rung_rows_path, rungs=rungs)
+        state = read_pack_state(jobs[0].output_dir, pack=self._sha256)
+        jobs = [job for job in jobs if state is None or job.trial in state.totals]
+        is_swapped = None if state is None else state.is_linear_swapped
+        self._model = PackModel(
+            jobs[0], adapter=adapter_name(jobs[0]), is_linear_swapped=is_swapped
+        )
         self._max_tokens = self._model.layout.max_tokens
         self._enter(jobs[0])
         for job in jobs[1:]:
             self.add(job)
+        if state is not None:
+            self._go_on(state)
         self._note(f"{len(jobs)} trials; linear: {self._model.reason}")
+
+    def _go_on(self, state: PackState) -> None:
+        self.outcomes = {outcome.trial: outcome for outcome in state.outcomes}
+        for score in state.scores:
+            self.scores[score.rung][score.trial] = score
+        for number, trial in self.live.items():
+            trial.go_on(state.totals[number], state.tensors(number))
+        self._max_tokens = state.max_tokens
+
+    def save_state(self) -> None:
+        """Write where all trials are, so that another process can go on from here.
+
+        Raises:
+            JobFailed: no room; the state before is still there.
+        """
+        try:
+            write_pack_state(
+                self._first.output_dir,
+                pack=self._sha256,
+                trials=self.live.values(),
+                outcomes=self.outcomes.values(),
+                scores=[score for of in self.scores.values() for score in of.values()],
+                is_linear_swapped=self._model.is_linear_swapped,
+                max_tokens=self._max_tokens,
+            )
+        except (OSError, SafetensorError) as error:
+            raise JobFailed(f"the state of the search was not saved: {error}") from error
 
     def add(self, job: TrainJob) -> None:
         """A trial that enters, with its first step still to come.
@@ -249,7 +286,7 @@ class Pack:
         """Score a trial at a rung; once where rungs fall on the same step. It may fail by it."""
         number = trial.number
         same = [of for of in self.scores.values() if number in of and of[number].step == trial.step]
-        tokens = 0
+        tokens, seconds = 0, 0.0
         if same:
             metric, per_item = same[0][number].metric, same[0][number].per_item
         else:
@@ -264,7 +301,8 @@ class Pack:
                 self._leave(trial, status=FAILED, reason=f"rung {rung}: {error}")
                 return
             finally:
-                trial.device_seconds += (time.perf_counter() - started) * self._first.devices
+                seconds = (time.perf_counter() - started) * self._first.devices
+                trial.device_seconds += seconds
         self.scores[rung][number] = RungScore(
             trial=number,
             rung=rung,
@@ -272,6 +310,7 @@ class Pack:
             metric=metric,
             per_item=per_item,
             tokens=tokens,
+            device_seconds=seconds,
         )
 
     def _probe(self, trial: Trial) -> tuple[ProbeItem, ...]:
@@ -354,16 +393,21 @@ def train_pack(
     Raises:
         DataError, ConfigError, ModelError: bad rows or jobs, before a step is taken.
         JobFailed: no memory for one part alone.
-        TrainingStopped: the runtime asked for it; trials that were done are saved.
+        TrainingStopped: the runtime asked for it; the same call goes on where it stopped.
     """
     torch.set_num_threads(jobs[0].threads)
     pack = Pack(jobs, runtime, rung_rows_path=rung_rows_path, rungs=rungs)
     while pack.live:
         pack.step()
+        is_at_rung = False
         for rung in pack.reached():
+            is_at_rung = True
             for trial in judge(pack, rung):
                 pack.drop(trial)
         pack.finish()
-        if pack.live and runtime.should_save():
-            raise TrainingStopped(0)
+        is_asked = runtime.should_save()
+        if pack.live and (is_at_rung or is_asked):
+            pack.save_state()
+        if pack.live and is_asked:
+            raise TrainingStopped(max(trial.step for trial in pack.live.values()))
     return tuple(outcome for _, outcome in sorted(pack.outcomes.items()))

@@ -31,7 +31,7 @@ from training.data import joined_batch, num_targets
 from training.job import TrainJob
 from training.lora import is_plain_adapter
 from training.loss import usable
-from training.model import Trainee, build
+from training.model import Trainee, build, linear_choice
 from training.packing import Layout
 
 
@@ -77,8 +77,12 @@ class PackLinear(PeftLinear):
 class PackModel:
     """A base model with the adapters of a pack. layout: how one trial's rows become parts."""
 
-    def __init__(self, job: TrainJob, *, adapter: str) -> None:
+    def __init__(
+        self, job: TrainJob, *, adapter: str, is_linear_swapped: bool | None = None
+    ) -> None:
         """Load the base of a job, with its adapter.
+
+        is_linear_swapped: which linear product to take; None: the faster one.
 
         Raises:
             ModelError, ConfigError: a model or method that cannot be packed; see `add`.
@@ -87,7 +91,13 @@ class PackModel:
         self._ranges = RowRanges()
         self._last = ""  # an adapter that is to go, and is the only one
         self._impl = usable("grouped_lora", job).impl
-        self._trainee: Trainee = build(job, adapter=adapter)
+        choice = (
+            linear_choice(job, stage=0)
+            if is_linear_swapped is None
+            else (is_linear_swapped, "as the attempt before")
+        )
+        self.is_linear_swapped = choice[0]
+        self._trainee: Trainee = build(job, adapter=adapter, linear=choice)
         assert isinstance(self._trainee.model, PeftModel)
         self.model: PeftModel = self._trainee.model
         self.layout: Layout = self._trainee.layout

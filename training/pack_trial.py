@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from conf.errors import ConfigError, JobFailed, ModelError
 from conf.methods import LoraMethod
@@ -23,6 +23,12 @@ from training.packing import Layout, shared_length
 from training.schedule import learning_rate_at, num_steps
 from training.sharding import Step, plan_steps
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+# What a trial counts, by name of its attribute; a state holds them.
+TOTALS = (
+    *("step", "examples", "tokens", "target_tokens"),
+    *("scored_tokens", "probe_tokens", "redone_tokens", "device_seconds"),
+)
 # What the trials of a pack may differ in; of all else the pack has one.
 OWN_FIELDS = {"method", "trainer", "output_dir", "trial", "num_labels", "shown_row", "arm_name"}
 
@@ -59,7 +65,8 @@ class Trial:
         self.adapter = adapter_name(job)
         self.step = 0
         self.total_steps = num_steps(len(rows), trainer=job.trainer)
-        self.parameters = [parameter for _, parameter in named]
+        self._named = dict(named)
+        self.parameters = list(self._named.values())
         self.device_seconds = 0.0
         self.examples = self.tokens = self.target_tokens = 0
         self.scored_tokens = self.probe_tokens = self.redone_tokens = 0
@@ -126,6 +133,34 @@ class Trial:
         self.examples += len(rows)
         self.target_tokens += targets
         return mean, rate, float(norm)
+
+    def totals(self) -> dict[str, float]:
+        """What it counted so far, by name."""
+        return {name: getattr(self, name) for name in TOTALS}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and Adam's moments by `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`."""
+        found = {}
+        for name, parameter in self._named.items():
+            found[f"weight/{name}"] = parameter.detach()
+            state = self._optimizer.state[parameter]
+            found |= {f"{kind}/{name}": state[kind] for kind in MOMENTS if kind in state}
+        return {name: tensor.contiguous() for name, tensor in found.items()}
+
+    def go_on(self, totals: Mapping[str, float], tensors: Mapping[str, Tensor]) -> None:
+        """Stand where `totals` and `tensors` of an earlier process were taken."""
+        for name in TOTALS:
+            setattr(self, name, totals[name])
+        for name, parameter in self._named.items():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight/{name}"])
+            if f"exp_avg/{name}" in tensors:  # it has taken a step
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step)),
+                    **{kind: tensors[f"{kind}/{name}"].to(parameter.device) for kind in MOMENTS},
+                }
+        for _ in range(self.step):
+            next(self._steps)
 
     def forget_gradients(self) -> None:
         """Drop what the passes since the last step left."""

@@ -1,0 +1,235 @@
+"""The search of an arm whose trials pack, as one training worker runs it.
+
+The trials train in one base model (training/pack.py); after each rung launch/halving.py says who
+goes on. What happens is told in records: steps, rungs, decisions, and at the end every trial as a
+row, the setting that is chosen, and the summary of its training.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from conf.errors import JobFailed
+from conf.records import LedgerLine
+from conf.sweep_records import RungDecision, RungRecord, SweepChoice, TrialRecord
+from conf.sweeps import HalvingConfig, SweepBudgetConfig
+from conf.trial_records import TrialOutcome
+from launch.halving import choose, decide, limited, recorded, rung_shares
+from training.job import FINAL, Runtime, TrainJob, checkpoint_directory
+
+if TYPE_CHECKING:
+    from training.pack import Pack
+
+
+class Teller(Runtime, Protocol):
+    """A runtime that passes on any record."""
+
+    def report(self, record: object) -> None:
+        """Pass a record on to the run's store."""
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TrialFacts:
+    """A trial as its table shows it."""
+
+    setting: int
+    seed: int
+    draw: int
+    label: str
+    values: dict[str, Any]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class PackSearch:
+    """The search of one arm: what crosses to the worker.
+
+    jobs: one for each trial, alike but for method and trainer. trials: by number. rung_rows_path:
+    the validation items.
+    """
+
+    jobs: tuple[TrainJob, ...]
+    trials: Mapping[int, TrialFacts]
+    rung_rows_path: str
+    halving: HalvingConfig
+    budget: SweepBudgetConfig
+
+    @property
+    def settings(self) -> dict[int, int]:
+        """Trial -> setting."""
+        return {number: facts.setting for number, facts in self.trials.items()}
+
+
+def run_search(search: PackSearch, runtime: Teller) -> None:
+    """Train, judge and choose; the winner's weights end in <output_dir>/final/checkpoint.
+
+    Raises:
+        JobFailed: every trial failed.
+        TrainingStopped: asked to stop; the same call goes on from there.
+    """
+    from training.pack import train_pack
+
+    outcomes = train_pack(
+        search.jobs,
+        runtime,
+        rung_rows_path=Path(search.rung_rows_path),
+        rungs=rung_shares(search.halving),
+        judge=_Judge(search, runtime),
+    )
+    by_trial = {outcome.trial: outcome for outcome in outcomes}
+    for outcome in outcomes:
+        runtime.report(trial_record(search, outcome))
+    choice = _choice(search, outcomes)
+    if choice is None:
+        reasons = "; ".join(f"{search.trials[o.trial].label}: {o.reason}" for o in outcomes)
+        raise JobFailed(f"all {len(outcomes)} trials failed: {reasons}")
+    runtime.report(choice)
+    arm = search.jobs[0].arm_name
+    probes = sum(outcome.summary.probe_tokens for outcome in outcomes)
+    again = sum(outcome.summary.redone_tokens for outcome in outcomes)
+    runtime.report(LedgerLine(job="", arm=arm, purpose="agreement", tokens=probes))
+    runtime.report(LedgerLine(job="", arm=arm, purpose="redone", tokens=again))
+    winner = by_trial[choice.trials[0]]
+    _promote(Path(winner.checkpoint), Path(search.jobs[0].output_dir))
+    runtime.report(winner.summary)
+
+
+@dataclass(slots=True, frozen=True)
+class _Judge:
+    """Decides after a rung, once every trial that can come to it has."""
+
+    search: PackSearch
+    runtime: Teller
+
+    def __call__(self, pack: Pack, rung: int) -> Sequence[int]:
+        """Tell the rung's scores; the trials that leave, none while others are on their way."""
+        search, arm = self.search, self.search.jobs[0].arm_name
+        for trial, score in pack.scores[rung].items():
+            if trial in pack.live and score.step == pack.live[trial].step:
+                self.runtime.report(recorded(score, arm=arm))
+        members = self._members(pack, rung)
+        if any(trial not in pack.scores[rung] for trial in members if trial in pack.live):
+            return ()
+        scores = [{t: s.value for t, s in pack.scores[r].items()} for r in range(rung + 1)]
+        decision = decide(arm, scores, members=members, halving=search.halving)
+        affordable = affordable_settings(search, pack, decision)
+        if affordable is not None:
+            reason = f"rung {rung}: sweep.budget pays for {affordable} more"
+            decision = limited(decision, scores, members=members, limit=affordable, reason=reason)
+        self.runtime.report(decision)
+        return [trial for trial in decision.drop if trial in pack.live]
+
+    def _members(self, pack: Pack, rung: int) -> dict[int, int]:
+        """The trials that came to a rung or failed on their way to it, from the one before."""
+        settings = self.search.settings
+        if rung == 0:
+            return settings
+        left = {number for number, o in pack.outcomes.items() if o.status == "dropped"}
+        return {t: s for t, s in settings.items() if t in pack.scores[rung - 1] and t not in left}
+
+
+def affordable_settings(search: PackSearch, pack: Pack, decision: RungDecision) -> int | None:
+    """How many settings of a decision can go to the next rung, and one of them to the end.
+
+    By what each trial took for a step so far. At least 1, for a search without a finished training
+    is of no use; None: no cap.
+    """
+    caps = _caps(search)
+    settings = list(dict.fromkeys(search.settings[trial] for trial in decision.keep))
+    if not caps or not settings:
+        return None
+    shares = rung_shares(search.halving)
+    following = shares[min(decision.rung + 1, len(shares) - 1)]
+    found = len(settings)
+    for kind, cap in caps.items():
+        spent = sum(_spent(trial.totals(), kind) for trial in pack.live.values())
+        spent += sum(_outcome_spent(outcome, kind) for outcome in pack.outcomes.values())
+        per_trial = [_spent(pack.live[t].totals(), kind) for t in decision.keep if t in pack.live]
+        going = sum(per_trial) / len(settings)  # mean of a setting, all replicates
+        share = shares[decision.rung]
+        to_next, to_end = going * (following / share - 1), going * (1 / share - 1)
+        left = cap - spent - (to_end - to_next)  # of the one that goes to the end
+        found = min(found, math.floor(left / to_next) if to_next > 0 else found)
+    return max(1, found)
+
+
+def _caps(search: PackSearch) -> dict[str, float]:
+    """The caps there are, in tokens and device-seconds."""
+    budget, price = search.budget, search.jobs[0].usd_per_device_second
+    seconds = [budget.max_device_seconds] if budget.max_device_seconds is not None else []
+    if budget.max_usd is not None and price:
+        seconds.append(budget.max_usd / price)
+    caps: dict[str, float] = {"device_seconds": min(seconds)} if seconds else {}
+    return caps | ({"tokens": budget.max_tokens} if budget.max_tokens is not None else {})
+
+
+def _spent(totals: Mapping[str, float], kind: str) -> float:
+    if kind == "device_seconds":
+        return totals["device_seconds"]
+    return sum(totals[f"{part}tokens"] for part in ("", "scored_", "redone_", "probe_"))
+
+
+def _outcome_spent(outcome: TrialOutcome, kind: str) -> float:
+    summary = outcome.summary
+    if kind == "device_seconds":
+        return summary.device_seconds
+    return summary.tokens + outcome.scored_tokens + summary.redone_tokens + summary.probe_tokens
+
+
+def trial_record(search: PackSearch, outcome: TrialOutcome) -> TrialRecord:
+    """How a trial left, as a row of its search's table."""
+    facts, summary = search.trials[outcome.trial], outcome.summary
+    price = search.jobs[0].usd_per_device_second
+    return TrialRecord(
+        arm=summary.arm,
+        trial=outcome.trial,
+        setting=facts.setting,
+        seed=facts.seed,
+        draw=facts.draw,
+        label=facts.label,
+        values=facts.values,
+        status=outcome.status,
+        reason=outcome.reason,
+        rung=max((score.rung for score in outcome.scores), default=None),
+        steps=summary.steps,
+        tokens=int(_outcome_spent(outcome, "tokens")),
+        device_seconds=summary.device_seconds,
+        usd=None if price is None else summary.device_seconds * price,
+        trained_parameters=summary.trained_parameters,
+    )
+
+
+def _choice(search: PackSearch, outcomes: Sequence[TrialOutcome]) -> SweepChoice | None:
+    """The best setting of those that were trained to the end and saved."""
+    arm, settings = search.jobs[0].arm_name, search.settings
+    done = {outcome.trial for outcome in outcomes if outcome.status == "done"}
+    records: list[RungRecord] = [
+        recorded(score, arm=arm)
+        for outcome in outcomes
+        for score in outcome.scores
+        if outcome.trial in done
+    ]
+    parameters = {settings[o.trial]: o.summary.trained_parameters for o in outcomes}
+    return choose(arm, records, members=settings, parameters=parameters)
+
+
+def _promote(checkpoint: Path, output_dir: Path) -> None:
+    """Put a trial's checkpoint where an arm's stands, without a second copy where possible."""
+    final = checkpoint_directory(output_dir, FINAL)
+    building = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(building, ignore_errors=True)
+    building.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(checkpoint, building, copy_function=_link_or_copy)
+    shutil.rmtree(final, ignore_errors=True)
+    building.rename(final)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
