@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from conf.groups import BudgetConfig, PricingConfig
-from launch.plan import Job
+from launch.planned import Job
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from conf.errors import JobFailed, ModelError
-from conf.hashing import sha256_of_file
+from conf.hashing import sha256_of, sha256_of_file
 from conf.records import CheckpointRecord, CurvePoint, from_dict
 from conf.results import CheckpointChoice
 from training.job import FINAL, checkpoint_directory, point_name
@@ -110,3 +110,28 @@ def read_checkpoint(directory: Path) -> CheckpointRecord:
         files={},
         trained_parameters=0,
     )
+
+
+def checkpoint_sha256(directory: Path) -> str:
+    """Names, sizes and contents' ends of a checkpoint's files; refuses pickles.
+
+    Raises:
+        ModelError: a pickle among the weights, or no weights in safetensors.
+    """
+    read_checkpoint(directory)
+    files = sorted(p for p in directory.iterdir() if p.is_file())
+    bad = [p.name for p in files if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    if bad or not any(p.suffix == ".safetensors" for p in files):
+        raise ModelError(
+            str(directory),
+            found=", ".join(bad) or "no .safetensors file",
+            expected="weights in safetensors only: loading a pickle runs its code",
+            remedy="save it again with save_pretrained(..., safe_serialization=True)",
+        )
+    content = []
+    for path in files:
+        with path.open("rb") as stream:
+            head = stream.read(1 << 20)
+            stream.seek(max(0, path.stat().st_size - (1 << 20)))
+            content.append([path.name, path.stat().st_size, head.hex(), stream.read().hex()])
+    return sha256_of(content)

@@ -10,11 +10,13 @@ from rich.table import Table
 
 from evaluation.mix import Mix
 from evaluation.tasks import Task
+from launch.halving import rung_shares
 from launch.placement import Machine
-from launch.plan import Estimate, Job, Plan
+from launch.planned import SEARCH_KINDS, Estimate, Job, Plan
 from launch.preflight import Checked
 from launch.rates import device_facts, price_of
 from launch.recorder import is_finished
+from launch.search_estimate import search_size
 from training.zero import gigabytes
 
 
@@ -28,11 +30,33 @@ def show(checked: Checked, console: Console) -> None:
     console.print(f"Machine: {checked.machine.name}", highlight=False)
     console.print(_table(checked.plan, finished))
     for job in checked.plan.jobs:
-        if job.kind == "train" and job.id not in finished:
-            for line in training_lines(job, checked.machine):
+        if job.id not in finished:
+            for line in _job_lines(job, checked):
                 console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(_totals(checked, finished), highlight=False, soft_wrap=True)
     console.print("Nothing was started. Leave out dry_run=true to run it.")
+
+
+def _job_lines(job: Job, checked: Checked) -> list[str]:
+    """What is planned of one training or search, in words."""
+    lines = training_lines(job, checked.machine) if job.kind == "train" else []
+    return lines + (search_lines(job, checked) if job.kind in SEARCH_KINDS else [])
+
+
+def search_lines(job: Job, checked: Checked) -> list[str]:
+    """The trials of a search, where they are judged, and how much of all of them that takes."""
+    trials = checked.searches[job.arm or ""]
+    halving = checked.config.sweep.halving
+    size = search_size(trials, halving)
+    settings = len({trial.setting for trial in trials})
+    rungs = ", ".join(f"{share:.0%}" for share in rung_shares(halving))
+    unit = "their steps" if job.kind == "search" else "the validation items"
+    judged = f"judged on validation after {rungs} of {unit}" if halving.enabled else "not halved"
+    return [
+        f"{job.id}: {len(trials)} trials of {settings} settings, {judged}: "
+        f"as much as {size.trainings:.1f} whole ones where none fails",
+        *(f"  {trial.number}  {trial.label}" for trial in trials),
+    ]
 
 
 def show_sweep(runs: Sequence[tuple[str, Checked]], console: Console) -> None:
@@ -172,5 +196,7 @@ def _totals(checked: Checked, finished: set[str]) -> str:
     if unknown:
         lines.append(f"{unknown} of them without an estimate of seconds")
     if any(e.is_about for e in todo):
-        lines.append("tokens marked about are counted from characters: the tokenizer is not here")
+        lines.append(
+            "tokens marked about are not exact: a search ends early, or no tokenizer is here yet"
+        )
     return "; ".join(lines)

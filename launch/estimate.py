@@ -21,7 +21,7 @@ from evaluation.prompts import Ask, Think, first_call, get_style
 from evaluation.rendering import Renderer
 from evaluation.tasks import Task
 from launch.placement import Machine, workers_of
-from launch.plan import Estimate, Job, Plan
+from launch.planned import TRAINING_KINDS, Estimate, Job, Plan
 from launch.rates import (
     Rate,
     device_facts,
@@ -31,7 +31,9 @@ from launch.rates import (
     rate_file,
     rate_of,
 )
+from launch.search_estimate import search_estimate, search_size
 from launch.train_plan import model_sizes, plan_training, training_job
+from launch.trials import Trial
 
 if TYPE_CHECKING:
     from training.estimate import TrainEstimate
@@ -102,10 +104,12 @@ def with_estimates(
     places: dict[str, ModelPlace],
     machine: Machine,
     mix_sizes: Mapping[str, int] | None = None,
+    searches: Mapping[str, Sequence[Trial]] | None = None,
 ) -> Plan:
     """The plan with an estimate on each job that has one.
 
-    mix_sizes: training rows of the arms that train on a mix of sources.
+    mix_sizes: training rows of the arms that train on a mix of sources. searches: the trials of
+    the arms that are searched.
 
     Raises:
         ConfigError: a training that does not fit the devices.
@@ -134,6 +138,11 @@ def with_estimates(
         if job.arm in tokens:
             name = job.arm
             estimate = _estimate(job, arms[name], places[name], sizes[name], tokens[name], means)
+            if job.kind == "search":
+                scored = _scoring(sizes[name], tokens[name], means, devices=job.devices)
+                size = search_size((searches or {})[name], config.sweep.halving)
+                start = START_SECONDS["train"]
+                estimate = search_estimate(estimate, scored, size, start_seconds=start)
         if estimate.seconds is not None and means.price is not None:
             usd = estimate.seconds * job.devices * means.price
             estimate = dataclasses.replace(estimate, usd=usd)
@@ -163,7 +172,7 @@ def _estimate(
 ) -> Estimate:
     if job.kind == "rows":
         return Estimate(tokens=0, seconds=1.0)
-    if job.kind == "train":
+    if job.kind in TRAINING_KINDS:
         return _training(arm, place, size, tokens, means)
     task = means.task
     counts = {"evaluate": ("validation", "test"), "curve": ("validation",)}
@@ -186,6 +195,17 @@ def _estimate(
         return estimate
     times = means.timed(2 * computed * size.body, devices=job.devices, start=6.0)
     return dataclasses.replace(estimate, rate=means.rate.source, **times)
+
+
+def _scoring(size: ModelSize | None, tokens: ArmTokens, means: _Means, *, devices: int) -> Estimate:
+    """One pass of one trial over the validation items: each prompt once, and all its labels."""
+    labels = max(1, len(means.task.labels))
+    rows = len(means.task.items["validation"]) * (tokens.prompt + labels * tokens.completion)
+    if size is None or means.rate is None:
+        return Estimate(tokens=round(rows), is_about=True)
+    flops = 2 * rows * size.body
+    times = means.timed(flops, devices=devices, start=0.0)
+    return Estimate(tokens=round(rows), flops=round(flops), is_about=True, **times)
 
 
 def _training(

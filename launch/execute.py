@@ -23,7 +23,6 @@ from conf.records import (
     Measured,
     Progress,
     SampleRecord,
-    TrainRecord,
     TrainSummary,
     to_dict,
 )
@@ -37,13 +36,17 @@ from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task
 from launch import train_workers, workers
+from launch.attempts import each_step_once
 from launch.checkpoints import best_point, point_checkpoint, verified
 from launch.evaluators import Evaluators
+from launch.pack_search import PackSearch
 from launch.placement import Machine, engine_actors, model_dtype, threads_of, workers_of
-from launch.plan import Job, Plan
+from launch.planned import Job, Plan
 from launch.rates import noted, rate_file
+from launch.searching import RUNG_ROWS, chosen, chosen_arm, packed, rung_points, steps_of
 from launch.store import JobDirectory, write_json
 from launch.trained_rows import training_data
+from launch.trials import Trial
 from training.job import CHECKPOINT_FILE, FINAL, TrainJob, checkpoint_directory
 
 # What is computed in the driver's own threads is done by one of them at a time: two that import
@@ -75,6 +78,7 @@ class Executor:
     run_path: Path
     evaluators: Evaluators
     mixes: Mapping[str, Mix] = field(default_factory=dict)
+    searches: Mapping[str, tuple[Trial, ...]] = field(default_factory=dict)
 
     def run(self, job: Job) -> Iterator[Any]:
         """The events of a job."""
@@ -85,6 +89,8 @@ class Executor:
                 yield from self._prepare_rows(job)
             case "train":
                 yield from self._train(job)
+            case "search":
+                yield from self._search(job)
             case kind if kind in SETS:
                 yield from self._answer(job)
             case "reference":
@@ -101,8 +107,14 @@ class Executor:
         return (self.run_path / "logs" / job.id.replace(":", "-")).resolve()
 
     def _arm(self, job: Job) -> Arm:
+        """A job's arm; where it answers, with the setting that its search has chosen."""
         assert job.arm is not None
-        return self.arms[job.arm]
+        search = self.plan.search(job.arm) if job.kind in SETS else None
+        if search is None:
+            return self.arms[job.arm]
+        choice = chosen(self.directory(search).events())
+        assert choice is not None, "jobs that answer wait for the search"
+        return chosen_arm(choice, self.searches[job.arm])
 
     def _make_model(self, job: Job) -> Iterator[Any]:
         name = next(n for n, p in self.places.items() if p.key == job.key)
@@ -115,6 +127,7 @@ class Executor:
     def _prepare_rows(self, job: Job) -> Iterator[Any]:
         from evaluation.prepare import training_rows, write_rows
         from evaluation.rendering import Renderer
+        from evaluation.rung_rows import rung_rows
 
         arm = self._arm(job)
         mix = self.mixes.get(arm.name)
@@ -125,8 +138,11 @@ class Executor:
             rows = (
                 mixed_rows(mix, arm, renderer) if mix else training_rows(self.task, arm, renderer)
             )
+            judged = rung_rows(self.task, arm, renderer) if arm.name in self.searches else ()
         directory = self.directory(job).path
         write_rows(rows.rows, directory / "rows.jsonl")
+        if judged:
+            write_rows(judged, directory / RUNG_ROWS)
         facts = {
             "prompt_sha256": rows.prompt_sha256,
             "num_truncated": rows.num_truncated,
@@ -141,7 +157,45 @@ class Executor:
     def _train(self, job: Job) -> Iterator[Any]:
         if self._is_trained(job):
             return
+        train_job, rows = self._train_job(job)
+        yield training_data(train_job.arm_name, rows, trainer=train_job.trainer)
+        events = self._trained(job, train_job)
+        root = Path(self.config.run.root)
+        yield from noted(events, rate_file(root, machine=self.machine, job=train_job))
+
+    def _search(self, job: Job) -> Iterator[Any]:
+        """Train all trials of an arm in one pack; the chosen one's checkpoint is the arm's."""
+        first, rows = self._train_job(job)
+        trials = self.searches[first.arm_name]
+        events = list(self.directory(job).events())
+        if not self._is_trained(job):
+            search = packed(first, trials, rows=rows, sweep=self.config.sweep)
+            for event in self._trained(job, search.jobs[0], search):
+                events.append(event)
+                yield event
+        events = each_step_once(events)
+        choice = chosen(events)
+        assert choice is not None, "a search without a choice fails"
+        trainer = chosen_arm(choice, trials).trainer
+        yield training_data(first.arm_name, rows, trainer=trainer)
+        yield from rung_points(events)
+
+    def _trained(
+        self, job: Job, train_job: TrainJob, search: PackSearch | None = None
+    ) -> Iterator[Any]:
+        """The records of one attempt."""
         self.evaluators.release_idle()
+        yield Progress(done=0, total=1, unit="steps", note="starting workers")
+        yield from train_workers.run_training(
+            train_job,
+            machine=self.machine,
+            log_dir=self.log_directory(job),
+            collective_timeout_seconds=self.config.cluster.collective_timeout_seconds,
+            search=search,
+        )
+
+    def _train_job(self, job: Job) -> tuple[TrainJob, Path]:
+        """What a job's worker is told, and where the rows lie."""
         arm = self._arm(job)
         method = arm.training
         assert isinstance(method, (FullMethod, LoraMethod, PeftMethod))
@@ -149,7 +203,7 @@ class Executor:
         facts = json.loads((rows / "rows.json").read_text(encoding="utf-8"))
         count = workers_of(self.config, self.machine)
         place = self.places[arm.name]
-        train_job = TrainJob(
+        return TrainJob(
             arm_name=arm.name,
             method=method,
             trainer=arm.trainer,
@@ -167,17 +221,7 @@ class Executor:
             num_labels=self._num_labels(arm.name),
             kernels_impl=self.config.kernels.impl.name,
             **facts,
-        )
-        yield training_data(arm.name, rows, trainer=arm.trainer)
-        yield Progress(done=0, total=1, unit="steps", note="starting workers")
-        events = train_workers.run_training(
-            train_job,
-            machine=self.machine,
-            log_dir=self.log_directory(job),
-            collective_timeout_seconds=self.config.cluster.collective_timeout_seconds,
-        )
-        root = Path(self.config.run.root)
-        yield from noted(events, rate_file(root, machine=self.machine, job=train_job))
+        ), rows
 
     def _is_trained(self, job: Job) -> bool:
         """Whether an earlier attempt finished, and its driver died before it marked the job so."""
@@ -273,7 +317,7 @@ class Executor:
             return None
         if name not in self.arms:
             return Path(name)
-        points = self.directory(self.plan.job(f"train:{name}")).points
+        points = self.directory(self.plan.training(name)).points
         choice = self._choice(name) if job.kind != "curve" else None
         if choice is not None:
             return checkpoint_directory(points, choice.variant)
@@ -281,7 +325,7 @@ class Executor:
 
     def _choice(self, name: str) -> CheckpointChoice | None:
         """What validation chose of a training's checkpoints; None: its arm keeps the last."""
-        if self.arms[name].trainer.keep is not Keep.best:
+        if self.arms[name].trainer.keep is not Keep.best or name in self.searches:
             return None
         left: dict[str, CurvePoint | None] = {}
         for job in self.plan.jobs:
@@ -321,9 +365,8 @@ class Executor:
             yield self._point(job, work, raw)
 
     def _point(self, job: Job, work: workers.AnswerWork, value: Measured) -> CurvePoint:
-        training = self.directory(self.plan.job(f"train:{job.arm}"))
-        steps = [e for e in training.events() if isinstance(e, TrainRecord)]
         assert work.step is not None and job.arm is not None
+        steps = steps_of(self.directory(self.plan.training(job.arm)).events())
         upto = [s for s in steps if s.step <= work.step]
         is_label_task = bool(self.task.labels) or self.task.kind.name == "multiple_choice"
         return CurvePoint(

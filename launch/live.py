@@ -14,7 +14,7 @@ from rich.text import Text
 from conf.records import CurvePoint, LedgerLine, Measured, Progress, SampleRecord, TrainRecord
 from evaluation.panel import ArmState, live_table
 from evaluation.statistics import wilson
-from launch.plan import Plan
+from launch.planned import Plan
 from launch.scheduler import JobState
 
 # Without a terminal, a line at least this often, so that a log shows life.

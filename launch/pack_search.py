@@ -105,15 +105,15 @@ class _Judge:
     search: PackSearch
     runtime: Teller
 
-    def __call__(self, pack: Pack, rung: int) -> Sequence[int]:
-        """Tell the rung's scores; the trials that leave, none while others are on their way."""
+    def __call__(self, pack: Pack, rung: int) -> None:
+        """Tell the rung's scores; decide and drop, unless others are still on their way to it."""
         search, arm = self.search, self.search.jobs[0].arm_name
         for trial, score in pack.scores[rung].items():
             if trial in pack.live and score.step == pack.live[trial].step:
                 self.runtime.report(recorded(score, arm=arm))
         members = self._members(pack, rung)
         if any(trial not in pack.scores[rung] for trial in members if trial in pack.live):
-            return ()
+            return
         scores = [{t: s.value for t, s in pack.scores[r].items()} for r in range(rung + 1)]
         decision = decide(arm, scores, members=members, halving=search.halving)
         affordable = affordable_settings(search, pack, decision)
@@ -121,7 +121,8 @@ class _Judge:
             reason = f"rung {rung}: sweep.budget pays for {affordable} more"
             decision = limited(decision, scores, members=members, limit=affordable, reason=reason)
         self.runtime.report(decision)
-        return [trial for trial in decision.drop if trial in pack.live]
+        for trial in decision.drop:
+            pack.drop(trial, reason=decision.reasons[str(trial)])
 
     def _members(self, pack: Pack, rung: int) -> dict[int, int]:
         """The trials that came to a rung or failed on their way to it, from the one before."""

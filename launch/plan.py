@@ -7,8 +7,9 @@ run, not the machine (latency excepted). The same key found finished in the cach
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from conf.choices import Keep, TaskKind
@@ -25,8 +26,8 @@ from launch.placement import (
     threads_of,
     workers_of,
 )
-from launch.planned import Estimate as Estimate
-from launch.planned import TrainingPlan as TrainingPlan
+from launch.planned import Job, ModelSource, Plan, TaskFacts
+from launch.trials import Trial
 
 # Raised by hand when a change alters records that a job leaves; cached jobs of older numbers are
 # then not found any more.
@@ -34,56 +35,6 @@ RECORDS_VERSION = 3
 # How a training is kept safe and which of its checkpoints answers, not what it computes; nor do its
 # workers determine it, so that a run stopped on two goes on with one.
 NOT_TRAINED_KEYS = ("state_every_steps", "keep_states", "keep")
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class ModelSource:
-    """Where an arm's base model comes from: key identifies its bytes; is_ready needs no job."""
-
-    key: str
-    is_ready: bool
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Job:
-    """A unit of the plan.
-
-    kind: model | rows | train | evaluate | curve | general | general_base | instructions |
-    instructions_base | latency | reference.
-
-    point: curve jobs only, which of the training's intermediate checkpoints (0 is the first);
-    None: the last checkpoint.
-    is_exclusive: nothing else may run on the machine at the same time.
-    """
-
-    id: str
-    kind: str
-    arm: str | None
-    key: str
-    depends_on: tuple[str, ...] = ()
-    devices: int = 0
-    is_exclusive: bool = False
-    point: int | None = None
-    estimate: Estimate = Estimate()
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Plan:
-    """All jobs of a run in an order in which they could run one after another."""
-
-    jobs: tuple[Job, ...]
-
-    def job(self, job_id: str) -> Job:
-        """The job of this id."""
-        return next(j for j in self.jobs if j.id == job_id)
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class TaskFacts:
-    """What a plan needs to know of a task."""
-
-    sha256: str
-    kind: TaskKind
 
 
 def check_arms(arms: Mapping[str, Arm], task: TaskFacts) -> None:
@@ -115,6 +66,7 @@ def build_plan(
     plugins: tuple[str, ...],
     machine: Machine,
     mixes: Mapping[str, str] | None = None,
+    searches: Mapping[str, tuple[Trial, ...]] | None = None,
 ) -> Plan:
     """All jobs of a run.
 
@@ -128,16 +80,23 @@ def build_plan(
         plugins: sha256 of each plugin file.
         machine: what there is to run on.
         mixes: sha256 of the mix of each arm that trains on one.
+        searches: the trials of each arm that is searched.
     """
+    searches = searches or {}
     common = {"version": RECORDS_VERSION, "task": task.sha256, "plugins": plugins}
     jobs: list[Job] = _model_jobs(arms, models)
     tuned = [a for a in arms.values() if a.is_tuned]
-    rows = {a.name: _rows_job(a, models[a.name], common, (mixes or {}).get(a.name)) for a in tuned}
-    trainings = {
-        a.name: _train_job(config, a, models[a.name], rows[a.name], machine) for a in tuned
-    }
     facts = _Facts(config=config, models=models, common=common, machine=machine)
-    curves = {a.name: _curve_jobs(a, trainings[a.name], facts) for a in tuned}
+    rows, trainings = dict[str, Job](), dict[str, Job]()
+    for arm in tuned:
+        trials, mix = searches.get(arm.name, ()), (mixes or {}).get(arm.name)
+        rows[arm.name] = _rows_job(arm, facts, mix, has_rungs=bool(trials))
+        make = partial(_search_job, trials=trials) if trials else _train_job
+        trainings[arm.name] = make(arm, facts=facts, rows=rows[arm.name])
+    curves = {
+        a.name: () if a.name in searches else _curve_jobs(a, trainings[a.name], facts)
+        for a in tuned
+    }
     trained = {
         a.name: _Trained(
             training=trainings[a.name],
@@ -152,7 +111,12 @@ def build_plan(
             jobs.append(_reference_job(arm, common))
             continue
         jobs += [job for job in curves.get(arm.name, ()) if job not in judges]
-        jobs += _answer_jobs(arm, trained.get(arm.name) or trained.get(arm.on or ""), facts)
+        weights = trained.get(arm.name) or trained.get(arm.on or "")
+        if arm.name in searches and not arm.is_tuned:
+            search = _prompt_search_job(arm, searches[arm.name], weights, facts)
+            jobs.append(search)
+            weights = _Trained(training=search)
+        jobs += _answer_jobs(arm, weights, facts)
         for name, size in general_sets(config).items() if arm.is_tuned else ():
             jobs += _general_jobs(name, size, arm, trained[arm.name], facts)
     return Plan(jobs=one_after_another(jobs))
@@ -233,13 +197,18 @@ def _model_facts(arm: Arm, source: ModelSource, device: str) -> list[object]:
     return [source.key, dtype_name(arm, device), device, model.layout, model.max_length]
 
 
-def _rows_job(arm: Arm, source: ModelSource, common: object, mix: str | None) -> Job:
-    """The prepare job of a training: its prompts and targets, rendered and tokenised once."""
-    method = arm.answering
+def _rows_job(arm: Arm, facts: _Facts, mix: str | None, *, has_rungs: bool) -> Job:
+    """The prepare job of a training: its prompts and targets, rendered and tokenised once.
+
+    has_rungs: with the validation rows that trials of a search are judged by.
+    """
+    method, source = arm.answering, facts.models[arm.name]
     prompt = [method.prompt, method.num_shots, method.shot_selection, method.draw, method.persona]
     prompt += [method.instruction, _prompt_file(method.prompt)]
     model = [source.key, arm.model.layout, arm.model.max_length]
-    key = {"kind": "rows", "common": common, "prompt": prompt, "model": model, "mix": mix}
+    key = {"kind": "rows", "common": facts.common, "prompt": prompt, "model": model, "mix": mix}
+    if has_rungs:
+        key["rungs"] = [method.answer_by, arm.engine.too_long]
     return Job(
         id=f"rows:{arm.name}",
         kind="rows",
@@ -255,10 +224,9 @@ def _prompt_file(prompt: str) -> str | None:
     return sha256_of_file(path) if path.suffix == ".md" and path.is_file() else None
 
 
-def _train_job(
-    config: RunConfig, arm: Arm, source: ModelSource, rows: Job, machine: Machine
-) -> Job:
-    workers = workers_of(config, machine)
+def _train_job(arm: Arm, *, facts: _Facts, rows: Job) -> Job:
+    workers = workers_of(facts.config, facts.machine)
+    source = facts.models[arm.name]
     shared = {f.name for f in dataclasses.fields(TunedMethod)} - {"kind"}
     method = {k: v for k, v in plain(arm.training).items() if k not in shared}
     key = {
@@ -267,18 +235,52 @@ def _train_job(
         "method": method,
         "trainer": {k: v for k, v in plain(arm.trainer).items() if k not in NOT_TRAINED_KEYS},
         "zero": arm.zero,
-        "model": _model_facts(arm, source, machine.device),
-        "kernels": config.kernels.impl.name,
+        "model": _model_facts(arm, source, facts.machine.device),
+        "kernels": facts.config.kernels.impl.name,
     }
-    devices = workers * threads_of(workers, machine)
     return Job(
         id=f"train:{arm.name}",
         kind="train",
         arm=arm.name,
         key=sha256_of(key),
         depends_on=(*_needs_model(source), rows.id),
-        devices=devices,
+        devices=workers * threads_of(workers, facts.machine),
     )
+
+
+def _search_job(arm: Arm, *, facts: _Facts, rows: Job, trials: Sequence[Trial]) -> Job:
+    """The training of an arm that is searched: all its trials, of which one is chosen."""
+    training = _train_job(arm, facts=facts, rows=rows)
+    keys = [[t.setting, _train_job(t.arm, facts=facts, rows=rows).key] for t in trials]
+    return dataclasses.replace(
+        training,
+        id=f"search:{arm.name}",
+        kind="search",
+        key=sha256_of({"kind": "search", "trials": keys, **_search_rules(facts)}),
+    )
+
+
+def _prompt_search_job(
+    arm: Arm, trials: Sequence[Trial], weights: _Trained | None, facts: _Facts
+) -> Job:
+    """The search of a prompted arm's setting, on validation."""
+    source = facts.models[arm.name]
+    on = weights.key if weights else arm.on
+    keys = [[t.setting, facts.determined(t.arm, on)] for t in trials]
+    return Job(
+        id=f"search:{arm.name}",
+        kind="prompt_search",
+        arm=arm.name,
+        key=sha256_of({"kind": "prompt_search", "trials": keys, **_search_rules(facts)}),
+        depends_on=_needs_model(source) + (weights.depends_on if weights else ()),
+        devices=facts.devices(arm),
+    )
+
+
+def _search_rules(facts: _Facts) -> dict[str, object]:
+    sweep = facts.config.sweep
+    budget = {k: v for k, v in plain(sweep.budget).items() if k != "max_trials"}
+    return {"halving": sweep.halving, "budget": budget}
 
 
 def _curve_jobs(arm: Arm, training: Job, facts: _Facts) -> tuple[Job, ...]:

@@ -1,9 +1,14 @@
-"""What a plan expects of a job: tokens, operations, bytes, seconds, money."""
+"""What a plan is: jobs, and what is expected of each in tokens, operations, bytes and money."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from conf.choices import TaskKind
+
+SEARCH_KINDS = ("search", "prompt_search")
+TRAINING_KINDS = ("train", "search")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -42,3 +47,61 @@ class Estimate:
     rate: str = ""
     flops: int | None = None
     training: TrainingPlan | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class ModelSource:
+    """Where an arm's base model comes from: key identifies its bytes; is_ready needs no job."""
+
+    key: str
+    is_ready: bool
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Job:
+    """A unit of the plan.
+
+    kind: model | rows | train | search | prompt_search | evaluate | curve | latency | reference |
+    general | general_base | instructions | instructions_base.
+
+    point: curve jobs only, which of the training's intermediate checkpoints (0 is the first);
+    None: the last checkpoint.
+    is_exclusive: nothing else may run on the machine at the same time.
+    """
+
+    id: str
+    kind: str
+    arm: str | None
+    key: str
+    depends_on: tuple[str, ...] = ()
+    devices: int = 0
+    is_exclusive: bool = False
+    point: int | None = None
+    estimate: Estimate = Estimate()
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Plan:
+    """All jobs of a run in an order in which they could run one after another."""
+
+    jobs: tuple[Job, ...]
+
+    def job(self, job_id: str) -> Job:
+        """The job of this id."""
+        return next(j for j in self.jobs if j.id == job_id)
+
+    def training(self, arm: str) -> Job:
+        """The job that leaves an arm's checkpoint: its training, or the search for it."""
+        return next(j for j in self.jobs if j.arm == arm and j.kind in TRAINING_KINDS)
+
+    def search(self, arm: str) -> Job | None:
+        """The job that searches an arm's setting, if it is searched."""
+        return next((j for j in self.jobs if j.arm == arm and j.kind in SEARCH_KINDS), None)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class TaskFacts:
+    """What a plan needs to know of a task."""
+
+    sha256: str
+    kind: TaskKind

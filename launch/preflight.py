@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from conf.errors import ClusterError, ConfigError, ModelError, NotBuiltYet
+from conf.errors import ClusterError, ConfigError, NotBuiltYet, Refused
 from conf.hashing import plain, sha256_of
 from conf.methods import (
     AnsweringMethod,
@@ -33,18 +33,21 @@ from evaluation.tasks import Task, load_task
 from evaluation.voting import check_voting
 from kernels.dispatch import KernelsNotBuilt, choose
 from launch import plan as planning
+from launch.checkpoints import checkpoint_sha256
 from launch.cluster import check_cluster, local_machine, planned_machine
 from launch.estimate import with_estimates
 from launch.method_checks import check_quantization
 from launch.placement import Machine, workers_of
-from launch.plan import ModelSource, Plan, TaskFacts
+from launch.planned import SEARCH_KINDS, ModelSource, Plan, TaskFacts
 from launch.rates import price_of
+from launch.search import check_search
+from launch.search_estimate import check_sweep_budget
 from launch.tracking import mode_of
+from launch.trials import Trial, check_space
 from training.peft_methods import check_peft_method
 
 NOT_BUILT_EXPERIMENTS = {
     "label_curve": "compare a few sizes by hand: python launch.py +exp=compare task.limit.train=50",
-    "sweep": "give the values: python launch.py -m +exp=lora trainer.learning_rate=1e-4,3e-4",
 }
 
 
@@ -61,6 +64,7 @@ class Checked:
     places: dict[str, ModelPlace]
     model_facts: dict[str, ModelFacts]  # of the base models that are ready
     mixes: dict[str, Mix]  # of the arms that train on a mix of sources
+    searches: dict[str, tuple[Trial, ...]]  # the trials of the arms that are searched
     machine: Machine
     plan: Plan
     wandb_mode: Literal["online", "offline", "off"]
@@ -118,6 +122,7 @@ def check(
         for name, place in places.items()
     }
     _check_workers(config, arms, machine)
+    searches = _checked_searches(config, arms, task, ready, machine)
     _check_writable(Path(config.run.root))
     plan = planning.build_plan(
         config,
@@ -127,8 +132,17 @@ def check(
         plugins=plugins,
         machine=machine,
         mixes={name: mix.sha256 for name, mix in mixes.items()},
+        searches=searches,
     )
-    plan = with_estimates(plan, config=config, arms=arms, task=task, places=places, machine=machine)
+    plan = with_estimates(
+        plan,
+        config=config,
+        arms=arms,
+        task=task,
+        places=places,
+        machine=machine,
+        searches=searches,
+    )
     check_budget(config, plan, machine)
     return Checked(
         config=config,
@@ -140,6 +154,7 @@ def check(
         places=places,
         model_facts=ready,
         mixes=mixes,
+        searches=searches,
         machine=machine,
         plan=plan,
         wandb_mode=mode_of(config),
@@ -168,8 +183,6 @@ def _check_values(config: RunConfig, exp: str | None) -> None:
             raise ConfigError(
                 f"arms.{name}", found=name, expected="a name of letters, digits, _ and -"
             )
-    if config.sweep.name != "none":
-        raise NotBuiltYet(f"sweep={config.sweep.name}", instead=NOT_BUILT_EXPERIMENTS["sweep"])
     _check_distribution_name()
 
 
@@ -203,18 +216,44 @@ def _checked_arms(config: RunConfig, task: Task) -> dict[str, Arm]:
     arms = resolve_arms(config)
     planning.check_arms(arms, TaskFacts(sha256=task.sha256, kind=task.kind))
     for arm in arms.values():
-        if isinstance(arm.method, AnsweringMethod):
-            check_engine(arm.engine)
-            check_answering(f"arms.{arm.name}", arm.method, arm.engine)
-            if arm.method.self_consistency:
-                check_voting(task.scoring, key=f"arms.{arm.name}")
-            get_style(arm.method.prompt, key=f"arms.{arm.name}.prompt")
-            _check_prompt(arm, task)
-            if isinstance(arm.method, PeftMethod):
-                check_peft_method(f"arms.{arm.name}", arm.method)
-        elif isinstance(arm.method, GivenMethod):
-            read_given(Path(arm.method.path), task)
+        _check_arm(arm, task)
     return arms
+
+
+def _check_arm(arm: Arm, task: Task) -> None:
+    if isinstance(arm.method, AnsweringMethod):
+        check_engine(arm.engine)
+        check_answering(f"arms.{arm.name}", arm.method, arm.engine)
+        if arm.method.self_consistency:
+            check_voting(task.scoring, key=f"arms.{arm.name}")
+        get_style(arm.method.prompt, key=f"arms.{arm.name}.prompt")
+        _check_prompt(arm, task)
+        if isinstance(arm.method, PeftMethod):
+            check_peft_method(f"arms.{arm.name}", arm.method)
+    elif isinstance(arm.method, GivenMethod):
+        read_given(Path(arm.method.path), task)
+
+
+def _checked_searches(
+    config: RunConfig,
+    arms: dict[str, Arm],
+    task: Task,
+    ready: dict[str, ModelFacts],
+    machine: Machine,
+) -> dict[str, tuple[Trial, ...]]:
+    """The trials of each arm that is searched; each passes the checks of an arm of its own."""
+    searches = check_space(config, arms)
+    for name, trials in searches.items():
+        for trial in trials:
+            try:
+                _check_arm(trial.arm, task)
+                _check_models({name: trial.arm}, ready)
+                _check_workers(config, {name: trial.arm}, machine)
+            except Refused as error:
+                error.where = f"{error.where}, in the trial {trial.label}"
+                raise
+        check_search(arms[name], trials, machine=machine, workers=workers_of(config, machine))
+    return searches
 
 
 def _check_prompt(arm: Arm, task: Task) -> None:
@@ -264,33 +303,6 @@ def _checkpoint_key(arm: Arm, arms: dict[str, Arm]) -> str | None:
             remedy=f"write arms.{arm.name}.on=outputs/RUN/arms/lora/final/checkpoint",
         )
     return checkpoint_sha256(directory)
-
-
-def checkpoint_sha256(directory: Path) -> str:
-    """Names, sizes and contents' ends of a checkpoint's files; refuses pickles.
-
-    Raises:
-        ModelError: a pickle among the weights, or no weights in safetensors.
-    """
-    from launch.checkpoints import read_checkpoint
-
-    read_checkpoint(directory)
-    files = sorted(p for p in directory.iterdir() if p.is_file())
-    bad = [p.name for p in files if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    if bad or not any(p.suffix == ".safetensors" for p in files):
-        raise ModelError(
-            str(directory),
-            found=", ".join(bad) or "no .safetensors file",
-            expected="weights in safetensors only: loading a pickle runs its code",
-            remedy="save it again with save_pretrained(..., safe_serialization=True)",
-        )
-    content = []
-    for path in files:
-        with path.open("rb") as stream:
-            head = stream.read(1 << 20)
-            stream.seek(max(0, path.stat().st_size - (1 << 20)))
-            content.append([path.name, path.stat().st_size, head.hex(), stream.read().hex()])
-    return sha256_of(content)
 
 
 def _check_models(arms: dict[str, Arm], ready: dict[str, ModelFacts]) -> None:
@@ -348,6 +360,8 @@ def check_budget(config: RunConfig, plan: Plan, machine: Machine) -> None:
             expected="a price to spend it by",
             remedy="write pricing=cpu_core_hour, or budget.max_device_seconds instead",
         )
+    searches = [(j.estimate, j.devices) for j in plan.jobs if j.kind in SEARCH_KINDS]
+    check_sweep_budget(config.sweep.budget, searches, price=price_of(config, machine))
     totals = {
         "max_usd": sum(j.estimate.usd or 0.0 for j in plan.jobs),
         "max_device_seconds": sum((j.estimate.seconds or 0.0) * j.devices for j in plan.jobs),

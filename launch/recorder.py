@@ -20,7 +20,7 @@ from launch.attempts import (
     whole,
 )
 from launch.budget import Budget
-from launch.plan import Job
+from launch.planned import TRAINING_KINDS, Job
 from launch.preflight import Checked
 from launch.scheduler import JobState
 from launch.store import JobDirectory, RunDirectory, link_tree, renamed, write_json
@@ -33,7 +33,6 @@ RESUMABLE = (
     *("evaluate", "curve", "general", "general_base"),
     *("instructions", "instructions_base"),
 )
-TRAINING = ("train", "search")
 Paid = LedgerLine | TrainRecord | RungRecord
 
 
@@ -66,7 +65,7 @@ class Recorder:
             # The bill is stated anew with each start; this invocation's own records are there.
             if isinstance(event, LedgerLine) or state.attempts == 1:
                 self._show(event, job)
-        if job.kind in TRAINING:
+        if job.kind in TRAINING_KINDS:
             self._resume_steps(state, [e for e in kept if isinstance(e, TrainRecord)])
 
     def _show(self, event: Any, job: Job) -> None:
@@ -112,7 +111,7 @@ class Recorder:
         seconds = time.monotonic() - (state.started or time.monotonic())
         self.tracker.event(job.arm, shown, job_seconds=seconds, devices=job.devices)
         if isinstance(event, LedgerLine) or (
-            isinstance(event, RungRecord) and job.kind in TRAINING
+            isinstance(event, RungRecord) and job.kind in TRAINING_KINDS
         ):
             self.budget.spend(event.device_seconds)
 
@@ -179,7 +178,7 @@ class Recorder:
         if state.status == "done":
             assert directory is not None
             directory.finish(seconds=state.seconds, hardware=self.hardware)
-            if job.kind in TRAINING:
+            if job.kind in TRAINING_KINDS:
                 remove_states(directory.points)
             self.run.journal(
                 "job_done",
@@ -223,7 +222,7 @@ class Recorder:
 
     def _bill_unfinished(self, job: Job, directory: JobDirectory) -> None:
         """State what a training that did not finish has spent; a later one states it anew."""
-        if job.kind not in TRAINING:
+        if job.kind not in TRAINING_KINDS:
             return
         stated = list(directory.events())
         directory.take_in_streams()
@@ -250,7 +249,7 @@ class Recorder:
 
 def show_checkpoints(checked: Checked, run: RunDirectory, job: Job) -> None:
     """Show a training's checkpoints as arms/<arm>/<variant>/checkpoint/, trials below trials/."""
-    if job.kind not in TRAINING or job.arm is None:
+    if job.kind not in TRAINING_KINDS or job.arm is None:
         return
     points = JobDirectory(checked.root, job.key).points
     for directory in sorted([*points.glob("*/checkpoint"), *points.glob("trials/*/*/checkpoint")]):

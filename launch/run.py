@@ -25,7 +25,7 @@ from launch.budget import Budget
 from launch.evaluators import Evaluators
 from launch.execute import Executor
 from launch.live import Live
-from launch.plan import Job
+from launch.planned import Job
 from launch.preflight import Checked
 from launch.provenance import write_facts
 from launch.recorder import Recorder, is_finished, replay
@@ -212,6 +212,7 @@ def _member(run: Run, budget: Budget, evaluators: Evaluators) -> Member:
         run_path=run.directory.path,
         evaluators=evaluators,
         mixes=checked.mixes,
+        searches=checked.searches,
     )
     return Member(plan=checked.plan, recorder=recorder, run_job=executor.run)
 

@@ -14,7 +14,8 @@ from typing import Any
 from conf.errors import BudgetReached
 from launch.budget import Budget
 from launch.live import Live
-from launch.plan import Job, Plan, one_after_another
+from launch.plan import one_after_another
+from launch.planned import Job, Plan
 from launch.recorder import Recorder
 from launch.scheduler import JobState
 from training.job import TrainingStopped

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from launch.plan import Job, Plan
+from launch.planned import Job, Plan
 
 TICK_SECONDS = 0.25
 MAX_ATTEMPTS = 3  # in a row, of which none got further than one before

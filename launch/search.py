@@ -1,11 +1,14 @@
-"""How an arm is searched: by packed trials, by prompts, or not yet (pure)."""
+"""Whether an arm can be searched as asked: trials that train have to pack (pure)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 
-from conf.hashing import sha256_of
-from conf.methods import LoraMethod, PeftMethod
+from conf.choices import Keep
+from conf.errors import ConfigError, NotBuiltYet
+from conf.hashing import plain
+from conf.methods import LoraMethod, PeftMethod, TunedMethod
 from conf.resolve import Arm
 from launch.placement import Machine, model_dtype
 from launch.trials import Trial
@@ -13,32 +16,72 @@ from launch.trials import Trial
 PACKED_DTYPES = ("float32", "float64")  # a trial's adapters are their own masters
 
 
-def why_not_packed(
-    trials: Sequence[Trial], *, machine: Machine, workers: int, rows_keys: Mapping[int, str]
-) -> str | None:
+def check_search(arm: Arm, trials: Sequence[Trial], *, machine: Machine, workers: int) -> None:
+    """Refuse a search that cannot be run.
+
+    Args:
+        arm: as it is without the search.
+        trials: of it.
+        machine: what they run on.
+        workers: of one training.
+
+    Raises:
+        ConfigError: a checkpoint is to be chosen among those of a training (trainer.keep=best).
+        NotBuiltYet: trainings that cannot be packed, or the search of a prompt.
+    """
+    if not arm.is_tuned:
+        raise NotBuiltYet(
+            f"sweep.space.{arm.name}", instead="give the values: python launch.py -m +exp=NAME .."
+        )
+    if any(trial.arm.trainer.keep is Keep.best for trial in trials):
+        raise ConfigError(
+            f"arms.{arm.name}.trainer.keep",
+            found="best, for an arm that is searched",
+            expected="last: its trials are compared at shares of their steps, and at the end",
+            remedy="leave it out",
+        )
+    reason = why_not_packed(trials, machine=machine, workers=workers)
+    if reason is not None:
+        raise NotBuiltYet(
+            f"sweep.space.{arm.name}: trials that do not train together ({reason})",
+            instead="give the values: python launch.py -m +exp=NAME ..",
+        )
+
+
+def why_not_packed(trials: Sequence[Trial], *, machine: Machine, workers: int) -> str | None:
     """Why an arm's trials cannot train in one pack; None where they can.
 
     Args:
         trials: of one arm that trains.
         machine: what they train on.
         workers: of one training.
-        rows_keys: trial -> the key of its training rows.
     """
     if workers != 1:
         return f"{workers} workers train together, and a pack has one"
-    if len({sha256_of(rows_keys[trial.number]) for trial in trials}) > 1:
-        return "its trials train on different rows"
     for trial in trials:
         reason = _obstacle(trial.arm, machine)
         if reason is not None:
             return f"{trial.label}: {reason}"
     first = trials[0].arm
-    for key in ("model", "zero"):
-        if any(getattr(trial.arm, key) != getattr(first, key) for trial in trials):
-            return f"its trials differ in {key}"
-    if len({trial.arm.trainer.activation_checkpointing for trial in trials}) > 1:
-        return "its trials differ in trainer.activation_checkpointing"
+    for trial in trials:
+        for name, value in _common(trial.arm).items():
+            if value != _common(first)[name]:
+                return f"its trials differ in {name}"
     return None
+
+
+def _common(arm: Arm) -> dict[str, object]:
+    """What the trials of a pack have one of: all but what is LoRA's or the trainer's."""
+    every, not_own = (
+        {f.name for f in dataclasses.fields(cls)} for cls in (LoraMethod, TunedMethod)
+    )
+    free = every - not_own | {"trainer"}
+    shared = {name: value for name, value in plain(arm.method).items() if name not in free}
+    return shared | {
+        "model": arm.model,
+        "zero": arm.zero,
+        "trainer.activation_checkpointing": arm.trainer.activation_checkpointing,
+    }
 
 
 def _obstacle(arm: Arm, machine: Machine) -> str | None:

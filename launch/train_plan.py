@@ -14,7 +14,7 @@ from conf.methods import FullMethod, LoraMethod, PeftMethod
 from conf.resolve import Arm
 from evaluation.models import ModelPlace
 from launch.placement import Machine, model_dtype, threads_of
-from launch.plan import TrainingPlan
+from launch.planned import TrainingPlan
 
 if TYPE_CHECKING:
     from training.estimate import RowLengths, TrainEstimate

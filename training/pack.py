@@ -370,7 +370,7 @@ def train_pack(
     *,
     rung_rows_path: Path,
     rungs: Sequence[float],
-    judge: Callable[[Pack, int], Sequence[int]],
+    judge: Callable[[Pack, int], None],
 ) -> tuple[TrialOutcome, ...]:
     """Train LoRA trials together until each is done, dropped or failed.
 
@@ -384,8 +384,7 @@ def train_pack(
         rung_rows_path: JSONL of LabelRow, the validation items.
         rungs: shares of a trial's steps, ascending, e.g. 0.11, 0.33, 1.
         judge: is called when trials have reached a rung, with the pack (scores[rung] holds the
-            scores of all that ever did) and the rung's index; returns the live trials to drop, and
-            may `add` new ones.
+            scores of all that ever did) and the rung's index; may `drop` and `add` trials.
 
     Returns:
         How each trial left, by number.
@@ -402,8 +401,7 @@ def train_pack(
         is_at_rung = False
         for rung in pack.reached():
             is_at_rung = True
-            for trial in judge(pack, rung):
-                pack.drop(trial)
+            judge(pack, rung)
         pack.finish()
         is_asked = runtime.should_save()
         if pack.live and (is_at_rung or is_asked):

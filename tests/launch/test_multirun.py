@@ -20,7 +20,7 @@ from launch.combinations import Combination, combinations, is_sweep
 from launch.compose import compose_config
 from launch.multirun import checked_sweep, sweep_name, values
 from launch.overrides import experiment_of
-from launch.plan import Job, Plan
+from launch.planned import Job, Plan
 from launch.preflight import check
 from launch.runs import Member, Runs, joined
 from launch.scheduler import Scheduler

@@ -11,7 +11,8 @@ from conf.errors import ConfigError
 from conf.resolve import resolve_arms
 from launch.compose import compose_config
 from launch.placement import Machine
-from launch.plan import ModelSource, Plan, TaskFacts, build_plan, with_reference
+from launch.plan import build_plan, with_reference
+from launch.planned import ModelSource, Plan, TaskFacts
 
 CPU = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x test")
 TASK = TaskFacts(sha256="t", kind=TaskKind.classification)

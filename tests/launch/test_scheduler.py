@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.plan import Job, Plan
+from launch.planned import Job, Plan
 from launch.scheduler import JobState, Scheduler
 
 

@@ -24,7 +24,7 @@ from conf.records import LedgerLine, Progress, TrainRecord, from_dict
 from launch import cluster, train_workers
 from launch.budget import Budget
 from launch.placement import Machine
-from launch.plan import Job, Plan
+from launch.planned import Job, Plan
 from launch.recorder import Recorder, is_finished
 from launch.run import is_lost_process
 from launch.runs import Member, Runs

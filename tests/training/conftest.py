@@ -184,13 +184,17 @@ def make_trial(base_dir, rows_path, tmp_path):
 
 @pytest.fixture
 def run_pack(label_rows_path):
-    """run_pack(jobs, rungs, judge) -> (outcomes by trial, what was told)."""
+    """run_pack(jobs, rungs, judge) -> (outcomes by trial, what was told); judge: who is dropped."""
     from tests.training.pack_cases import Told
     from training.pack import train_pack
 
     def run(jobs, rungs=(), judge=lambda pack, rung: (), told=None):
+        def judged(pack, rung):
+            for trial in judge(pack, rung):
+                pack.drop(trial)
+
         told = told or Told()
-        outcomes = train_pack(jobs, told, rung_rows_path=label_rows_path, rungs=rungs, judge=judge)
+        outcomes = train_pack(jobs, told, rung_rows_path=label_rows_path, rungs=rungs, judge=judged)
         return {outcome.trial: outcome for outcome in outcomes}, told
 
     return run

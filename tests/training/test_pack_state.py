@@ -1,6 +1,7 @@
 """A pack that is stopped or killed goes on where it was, bit for bit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
@@ -49,11 +50,10 @@ def same(found, wanted):
     assert found.keys() == wanted.keys()
     for number, outcome in wanted.items():
         mine = found[number]
-        assert (mine.status, mine.reason, mine.scores) == (
-            outcome.status,
-            outcome.reason,
-            outcome.scores,
-        )
+        assert (mine.status, mine.reason) == (outcome.status, outcome.reason)
+        assert [replace(s, device_seconds=0.0) for s in mine.scores] == [
+            replace(s, device_seconds=0.0) for s in outcome.scores
+        ]
         assert mine.scored_tokens == outcome.scored_tokens
         assert mine.summary.tokens == outcome.summary.tokens
         assert mine.summary.examples == outcome.summary.examples
