@@ -14,7 +14,8 @@ class RungRecord:
 
     step: optimizer steps it had taken. value: of the metric, larger is better; without a value
     where the trial failed before. per_item: its parts, in the order of the items, so that trials
-    can be paired. tokens, device_seconds: spent to score it; those of its training stand elsewhere.
+    can be paired. tie_break: larger is better, of trials with equal values; None where there is no
+    need. tokens, device_seconds: spent to score it; those of its training stand elsewhere.
     """
 
     arm: str
@@ -24,8 +25,16 @@ class RungRecord:
     metric: str
     value: Measured
     per_item: tuple[float, ...] = ()
+    tie_break: float | None = None
     tokens: int = 0
     device_seconds: float = 0.0
+
+    @property
+    def ranked(self) -> tuple[float, ...] | None:
+        """What trials are ranked by: the value, then what breaks ties; None: it failed."""
+        if self.value.value is None:
+            return None
+        return (self.value.value,) if self.tie_break is None else (self.value.value, self.tie_break)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

@@ -26,7 +26,8 @@ class RungScore:
 
     step: optimizer steps it had taken. metric: accuracy, or minus_loss. per_item: 1.0 or 0.0, or
     minus the mean loss of the targets, in the order of the items: the same for all trials, so that
-    they can be paired. tokens, device_seconds: spent on it; 0 where two rungs fall on one step.
+    they can be paired. tie_break: larger is better, of trials with equal values; None: no need, the
+    metric is fine enough. tokens, device_seconds: spent on it; 0 where two rungs fall on one step.
     """
 
     trial: int
@@ -35,7 +36,13 @@ class RungScore:
     metric: str
     per_item: tuple[float, ...]
     tokens: int
+    tie_break: float | None = None
     device_seconds: float = 0.0
+
+    @property
+    def ranked(self) -> tuple[float, ...]:
+        """What trials are ranked by: the metric, then what breaks ties."""
+        return (self.value,) if self.tie_break is None else (self.value, self.tie_break)
 
     @property
     def value(self) -> float:

@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from conf.records import Measured
 from conf.sweep_records import RungDecision, RungRecord, SweepChoice
@@ -36,8 +36,10 @@ MIN_RANKED = 8  # settings: over fewer, the standard error of a correlation of r
 WATCHED = 2  # the rung that only watches lies at this part of the first that drops
 LAST_JUDGED = 0.7  # a later rung has little left to save
 
-Scores = Sequence[Mapping[int, float | None]]
+Value = float | tuple[float, ...]  # a metric, or a metric and what breaks its ties
+Scores = Sequence[Mapping[int, Value | None]]
 """Rung -> trial -> value, larger is better; None or nan: the trial failed on its way there."""
+Means = Mapping[int, tuple[float, ...]]
 
 
 def rung_shares(halving: HalvingConfig) -> tuple[float, ...]:
@@ -61,18 +63,19 @@ def recorded(score: RungScore, *, arm: str) -> RungRecord:
         metric=score.metric,
         value=mean_interval(score.per_item, is_share=is_share),
         per_item=score.per_item,
+        tie_break=score.tie_break,
         tokens=score.tokens,
         device_seconds=score.device_seconds,
     )
 
 
-def scores_of(records: Iterable[RungRecord]) -> list[dict[int, float | None]]:
+def scores_of(records: Iterable[RungRecord]) -> list[dict[int, Value | None]]:
     """Records in any order, repeated ones once, as scores by rung and trial."""
-    scores: list[dict[int, float | None]] = []
+    scores: list[dict[int, Value | None]] = []
     for record in records:
         while len(scores) <= record.rung:
             scores.append({})
-        scores[record.rung][record.trial] = record.value.value
+        scores[record.rung][record.trial] = record.ranked
     return scores
 
 
@@ -97,7 +100,7 @@ def decide(
     correlation, num_ranked = _stability(scores, rung, members)
     is_judged, is_grace = _rules(rung, correlation, num_ranked, halving)
     ranked = ranking(means)
-    alive = [setting for setting in ranked if math.isfinite(means[setting])]
+    alive = [setting for setting in ranked if _has_value(means, setting)]
     quota = math.ceil(len(means) / halving.eta) if is_judged and not is_grace else len(means)
     kept = set(alive[:quota])
     place = {setting: number + 1 for number, setting in enumerate(ranked)}
@@ -108,11 +111,11 @@ def decide(
         if not _is_value(scores[rung].get(trial)):
             failed.append(trial)
             reasons[str(trial)] = f"failed before rung {rung}"
-        elif not math.isfinite(means[setting]):
+        elif not _has_value(means, setting):
             reasons[str(trial)] = "another seed or draw of the same setting failed"
         else:
             reasons[str(trial)] = (
-                f"rung {rung}: {means[setting]:.4g}, place {place[setting]} of {len(means)}; "
+                f"rung {rung}: {means[setting][0]:.4g}, place {place[setting]} of {len(means)}; "
                 f"the best {quota} go on"
             )
     return RungDecision(
@@ -192,7 +195,7 @@ def next_start(
 
 
 def _promoted(
-    came: Mapping[int, float],
+    came: Means,
     scores: Scores,
     rung: int,
     members: Mapping[int, int],
@@ -209,7 +212,7 @@ def _promoted(
         quota = math.ceil(len(came) / halving.eta)
     else:
         quota = len(came) // halving.eta
-    return [setting for setting in ranking(came) if math.isfinite(came[setting])][:quota]
+    return [setting for setting in ranking(came) if _has_value(came, setting)][:quota]
 
 
 def _complete(scores: Scores, rung: int, members: Mapping[int, int]) -> set[int]:
@@ -232,31 +235,40 @@ def _stability(scores: Scores, rung: int, members: Mapping[int, int]) -> tuple[f
     if rung == 0:
         return None, 0
     before, now = (setting_means(scores[r], members) for r in (rung - 1, rung))
-    both = [s for s in now if math.isfinite(now[s]) and math.isfinite(before[s])]
+    both = [s for s in now if _has_value(now, s) and _has_value(before, s)]
     return spearman([before[s] for s in both], [now[s] for s in both]), len(both)
 
 
 def setting_means(
-    scores: Mapping[int, float | None], members: Mapping[int, int]
-) -> dict[int, float]:
-    """Setting -> the mean over its replicates; minus infinity where one has no finite value."""
-    values: dict[int, list[float]] = {}
+    scores: Mapping[int, Value | None], members: Mapping[int, int]
+) -> dict[int, tuple[float, ...]]:
+    """Setting -> the means over its replicates; minus infinity where one has no finite value."""
+    values: dict[int, list[tuple[float, ...]]] = {}
     for trial, setting in sorted(members.items()):
         value = scores.get(trial)
-        values.setdefault(setting, []).append(value if _is_value(value) else -math.inf)
-    return {setting: fmean(of) for setting, of in values.items()}
+        known = (value if isinstance(value, tuple) else (value,)) if _is_value(value) else ()
+        values.setdefault(setting, []).append(known)
+    return {
+        setting: tuple(map(fmean, zip(*of, strict=True))) if all(of) else (-math.inf,)
+        for setting, of in values.items()
+    }
 
 
-def _is_value(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
+def _is_value(value: Value | None) -> TypeGuard[Value]:
+    first = value[0] if isinstance(value, tuple) else value
+    return first is not None and math.isfinite(first)
 
 
-def ranking(means: Mapping[int, float]) -> list[int]:
+def _has_value(means: Means, setting: int) -> bool:
+    return math.isfinite(means[setting][0])
+
+
+def ranking(means: Means) -> list[int]:
     """Settings, the best first; ties by number."""
-    return sorted(means, key=lambda setting: (-means[setting], setting))
+    return sorted(means, key=lambda setting: (*(-value for value in means[setting]), setting))
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+def spearman(a: Sequence[Value], b: Sequence[Value]) -> float | None:
     """Rank correlation, ties at their mean rank; None where one side has a single rank."""
     x, y = _ranks(a), _ranks(b)
     center = (len(x) + 1) / 2
@@ -265,7 +277,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     return covariance / math.sqrt(spread) if spread else None
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
+def _ranks(values: Sequence[Any]) -> list[float]:
     """Ranks from 1, the smallest first; equal values share the mean of theirs."""
     order = sorted(range(len(values)), key=values.__getitem__)
     ranks = [0.0] * len(values)
@@ -298,14 +310,14 @@ def choose(
         by_trial += [{} for _ in range(record.rung + 1 - len(by_trial))]
         by_trial[record.rung][record.trial] = record
     for rung in reversed(range(len(by_trial))):
-        values = {trial: record.value.value for trial, record in by_trial[rung].items()}
+        values = {trial: record.ranked for trial, record in by_trial[rung].items()}
         means = setting_means(values, members)
-        alive = [setting for setting in means if math.isfinite(means[setting])]
+        alive = [setting for setting in means if _has_value(means, setting)]
         if alive:
             break
     else:
         return None
-    best = min(alive, key=lambda s: (-means[s], parameters[s], s))
+    best = min(alive, key=lambda s: (*(-value for value in means[s]), parameters[s], s))
     per_item = {s: _item_means(by_trial[rung], members, s) for s in alive}
     trials = tuple(trial for trial in sorted(members) if members[trial] == best)
     first = by_trial[rung][trials[0]]
@@ -315,7 +327,7 @@ def choose(
         trials=trials,
         rung=rung,
         metric=first.metric,
-        value=_pooled(per_item[best], metric=first.metric, mean=means[best]),
+        value=_pooled(per_item[best], metric=first.metric, mean=means[best][0]),
         trained_parameters=parameters[best],
         not_told_apart=_close(per_item, best),
     )

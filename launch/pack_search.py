@@ -71,7 +71,7 @@ def run_search(search: PackSearch, runtime: Teller) -> None:
         JobFailed: every trial failed.
         TrainingStopped: asked to stop; the same call goes on from there.
     """
-    from training.pack import train_pack
+    from training.train_pack import train_pack
 
     outcomes = train_pack(
         search.jobs,
@@ -114,7 +114,7 @@ class _Judge:
         members = self._members(pack, rung)
         if any(trial not in pack.scores[rung] for trial in members if trial in pack.live):
             return
-        scores = [{t: s.value for t, s in pack.scores[r].items()} for r in range(rung + 1)]
+        scores = [{t: s.ranked for t, s in pack.scores[r].items()} for r in range(rung + 1)]
         decision = decide(arm, scores, members=members, halving=search.halving)
         affordable = affordable_settings(search, pack, decision)
         if affordable is not None:

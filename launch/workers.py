@@ -23,8 +23,10 @@ from conf.records import (
     SampleRecord,
 )
 from conf.resolve import Arm
+from conf.sweeps import HalvingConfig, SweepBudgetConfig
 from evaluation.tasks import Task
 from launch.placement import Machine, devices_per_actor, dtype_name
+from launch.trials import Trial
 
 if TYPE_CHECKING:
     from launch.sharded_engine import EngineSpec
@@ -57,6 +59,24 @@ class AnswerWork:
     kernels_impl: str = "auto"
     probe: tuple[ProbeItem, ...] = ()  # what the trained model said, to be found again first
     trained_dtype: str = "float32"
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class SearchWork:
+    """What an evaluator process needs to search an arm's prompts.
+
+    base: how the arm answers; its sets, rule and done play no part. trials: all of them, which
+    share the base's engine and model. state_path: answers between attempts, in the job's directory.
+    done: records of a killed attempt.
+    """
+
+    base: AnswerWork
+    trials: tuple[Trial, ...]
+    halving: HalvingConfig
+    budget: SweepBudgetConfig
+    seed: int
+    state_path: Path
+    done: tuple[Any, ...] = ()
 
 
 class Evaluator:
@@ -94,6 +114,19 @@ class Evaluator:
             )
             events = itertools.chain(_agreement(engine, work), answers)
             yield from gathered(_with_kernels(events, engine, work), seconds=0.2)
+
+    def search(self, work: SearchWork) -> Iterator[list[Any]]:
+        """Search an arm's prompts; yields records as they come, a few at a time."""
+        from evaluation.plugins import load_plugins
+        from launch.prompt_search import searched_prompts
+
+        base = work.base
+        with logged(base.log_path):
+            load_plugins(list(base.plugins))
+            engine, renderer = self._ready(base)
+            found = searched_prompts(work, engine=engine, renderer=renderer)
+            events = itertools.chain(_agreement(engine, base), found)
+            yield from gathered(_with_kernels(events, engine, base), seconds=0.2)
 
     def _ready(self, work: AnswerWork) -> tuple[Any, Any]:
         from evaluation.rendering import Renderer

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 
 from conf.errors import JobFailed
@@ -29,15 +28,9 @@ from conf.records import ProbeItem, Progress
 from conf.trial_records import RungScore, TrialOutcome
 from training.checkpoint import directory_bytes, gathered_state, write_checkpoint
 from training.data import read_rows
-from training.job import (
-    Runtime,
-    TrainingStopped,
-    TrainJob,
-    checkpoint_directory,
-    point_name,
-)
+from training.job import Runtime, TrainJob, checkpoint_directory, point_name
 from training.pack_model import PackModel, Part
-from training.pack_scores import read_items, score_items
+from training.pack_scores import Scored, read_items, score_items
 from training.pack_state import PackState, pack_sha256, read_pack_state, write_pack_state
 from training.pack_trial import Trial, adapter_name, check_job
 from training.passes import is_out_of_memory
@@ -288,13 +281,17 @@ class Pack:
         same = [of for of in self.scores.values() if number in of and of[number].step == trial.step]
         tokens, seconds = 0, 0.0
         if same:
-            metric, per_item = same[0][number].metric, same[0][number].per_item
+            before = same[0][number]
+            found = Scored(
+                metric=before.metric, per_item=before.per_item, tie_break=before.tie_break
+            )
         else:
+            self._note(f"rung {rung}: trial {number} is scored")
             started = time.perf_counter()
             tokens = sum(self._model.num_tokens(Part("", rows)) for rows in self._items)
             trial.scored_tokens += tokens
             try:
-                metric, per_item = score_items(
+                found = score_items(
                     trial.adapter, self._items, model=self._model, max_tokens=self._max_tokens
                 )
             except JobFailed as error:
@@ -307,8 +304,9 @@ class Pack:
             trial=number,
             rung=rung,
             step=trial.step,
-            metric=metric,
-            per_item=per_item,
+            metric=found.metric,
+            per_item=found.per_item,
+            tie_break=found.tie_break,
             tokens=tokens,
             device_seconds=seconds,
         )
@@ -362,50 +360,3 @@ def _update(step: _Step) -> str:
     except JobFailed as error:
         return str(error)
     return ""
-
-
-def train_pack(
-    jobs: Sequence[TrainJob],
-    runtime: Runtime,
-    *,
-    rung_rows_path: Path,
-    rungs: Sequence[float],
-    judge: Callable[[Pack, int], None],
-) -> tuple[TrialOutcome, ...]:
-    """Train LoRA trials together until each is done, dropped or failed.
-
-    Weights go to <output_dir>/trials/<trial>/final/checkpoint of each trial that ends; a record of
-    each trial and step goes to the runtime.
-
-    Args:
-        jobs: the trials to begin with; `trial` numbers them, and but for method, trainer and
-            output_dir they are alike.
-        runtime: of one worker.
-        rung_rows_path: JSONL of LabelRow, the validation items.
-        rungs: shares of a trial's steps, ascending, e.g. 0.11, 0.33, 1.
-        judge: is called when trials have reached a rung, with the pack (scores[rung] holds the
-            scores of all that ever did) and the rung's index; may `drop` and `add` trials.
-
-    Returns:
-        How each trial left, by number.
-
-    Raises:
-        DataError, ConfigError, ModelError: bad rows or jobs, before a step is taken.
-        JobFailed: no memory for one part alone.
-        TrainingStopped: the runtime asked for it; the same call goes on where it stopped.
-    """
-    torch.set_num_threads(jobs[0].threads)
-    pack = Pack(jobs, runtime, rung_rows_path=rung_rows_path, rungs=rungs)
-    while pack.live:
-        pack.step()
-        is_at_rung = False
-        for rung in pack.reached():
-            is_at_rung = True
-            judge(pack, rung)
-        pack.finish()
-        is_asked = runtime.should_save()
-        if pack.live and (is_at_rung or is_asked):
-            pack.save_state()
-        if pack.live and is_asked:
-            raise TrainingStopped(max(trial.step for trial in pack.live.values()))
-    return tuple(outcome for _, outcome in sorted(pack.outcomes.items()))

@@ -13,6 +13,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -44,10 +45,11 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class RowRanges:
-    """Whose rows of the running pass are whose: part k is starts[k] to starts[k + 1].
+    """Whose rows of the running pass are whose: range k is starts[k] to starts[k + 1].
 
-    One object for all layers of a model, set anew for each pass. No context variable: on a GPU
-    backward runs in a thread of its own, where checkpointed layers are computed again.
+    Parts of one adapter that lie side by side are one range. One object for all layers of a model,
+    set anew for each pass. No context variable: on a GPU backward runs in a thread of its own,
+    where checkpointed layers are computed again.
     """
 
     adapters: tuple[str, ...] = ()
@@ -193,9 +195,10 @@ class PackModel:
 
     @contextmanager
     def _assigned(self, parts: Sequence[Part]) -> Iterator[None]:
-        sizes = [self.num_tokens(part) for part in parts]
-        self._ranges.adapters = tuple(part.adapter for part in parts)
-        self._ranges.starts = tuple(sum(sizes[:k]) for k in range(len(sizes) + 1))
+        own = [(name, list(found)) for name, found in groupby(parts, key=lambda p: p.adapter)]
+        sizes = [sum(map(self.num_tokens, found)) for _, found in own]
+        self._ranges.adapters = tuple(name for name, _ in own)
+        self._ranges.starts = tuple(accumulate(sizes, initial=0))
         try:
             yield
         finally:

@@ -1,8 +1,9 @@
 """How good the trials of a pack are on the same validation items, asked at a rung.
 
 An item's rows are its labels after the same prompt, which is computed once for each trial. A trial
-is right where the reference has the largest sum of log-probabilities. Items of one row each (the
-task generates) are scored by their mean loss instead.
+is right where the reference has the largest sum of log-probabilities. On few items many trials are
+right equally often, so the log-probability of the reference among the labels breaks ties. Items of
+one row each (the task generates) are scored by their mean loss instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import DataError, JobFailed
@@ -46,14 +48,23 @@ def read_items(path: Path) -> tuple[tuple[LabelRow, ...], ...]:
     return tuple(tuple(rows) for rows in items.values())
 
 
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Scored:
+    """The metric's name, each item's value, and what breaks ties: None where the metric does."""
+
+    metric: str
+    per_item: tuple[float, ...]
+    tie_break: float | None
+
+
 def score_items(
     adapter: str,
     items: Sequence[Sequence[LabelRow]],
     *,
     model: PackModel,
     max_tokens: int,
-) -> tuple[str, tuple[float, ...]]:
-    """The metric's name and each item's value under an adapter.
+) -> Scored:
+    """How good an adapter is on the items.
 
     Raises:
         JobFailed: a log-probability that is not finite.
@@ -67,8 +78,21 @@ def score_items(
             raise JobFailed(f"item {rows[0].item_id} has the log-probabilities {logprobs}")
     pairs = list(zip(items, found, strict=True))
     if any(len(rows) > 1 for rows in items):
-        return "accuracy", tuple(float(_is_right(rows, logprobs)) for rows, logprobs in pairs)
-    return "minus_loss", tuple(logprobs[0] / num_targets(rows[0]) for rows, logprobs in pairs)
+        return Scored(
+            metric="accuracy",
+            per_item=tuple(float(_is_right(rows, logprobs)) for rows, logprobs in pairs),
+            tie_break=math.fsum(_reference_logprob(*pair) for pair in pairs) / len(pairs),
+        )
+    losses = tuple(logprobs[0] / num_targets(rows[0]) for rows, logprobs in pairs)
+    return Scored(metric="minus_loss", per_item=losses, tie_break=None)
+
+
+def _reference_logprob(rows: Sequence[LabelRow], logprobs: Sequence[float]) -> float:
+    """Log p(reference | it is one of the labels); the likeliest of several references."""
+    top = max(logprobs)
+    total = top + math.log(math.fsum(math.exp(value - top) for value in logprobs))
+    right = [value for row, value in zip(rows, logprobs, strict=True) if row.is_reference]
+    return max(right) - total
 
 
 def _is_right(rows: Sequence[LabelRow], logprobs: Sequence[float]) -> bool:

@@ -186,7 +186,7 @@ def make_trial(base_dir, rows_path, tmp_path):
 def run_pack(label_rows_path):
     """run_pack(jobs, rungs, judge) -> (outcomes by trial, what was told); judge: who is dropped."""
     from tests.training.pack_cases import Told
-    from training.pack import train_pack
+    from training.train_pack import train_pack
 
     def run(jobs, rungs=(), judge=lambda pack, rung: (), told=None):
         def judged(pack, rung):

@@ -19,7 +19,8 @@ from tests.training.pack_cases import (
     worst_gap,
 )
 from training.job import CHECKPOINT_FILE, TrainingStopped
-from training.pack import Pack, train_pack
+from training.pack import Pack
+from training.train_pack import train_pack
 
 pytestmark = pytest.mark.usefixtures("exact_norms")
 
