@@ -44,6 +44,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    search: bool = False  # every arm at its searched best, also those without a sweep.space
     pricing: PricingConfig = field(default_factory=PricingConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

@@ -1,12 +1,17 @@
-"""`budget.*`: caps on the whole run, checked before each job and as records come in (pure)."""
+"""`budget.*`: caps on the whole run, checked before it, before each job and as records come in."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 
+from conf.errors import ConfigError
 from conf.groups import BudgetConfig, PricingConfig
-from launch.planned import Job
+from conf.schema import RunConfig
+from launch.placement import Machine
+from launch.planned import SEARCH_KINDS, Job, Plan
+from launch.rates import price_of
+from launch.search_estimate import check_sweep_budget
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,3 +49,30 @@ class Budget:
         if self.config.max_wall_seconds is not None and wall > self.config.max_wall_seconds:
             return f"budget.max_wall_seconds={self.config.max_wall_seconds:g}: {wall:.0f} s passed"
         return None
+
+
+def check_budget(config: RunConfig, plan: Plan, machine: Machine) -> None:
+    """Refuse a run whose estimate is over its budget. What is unknown is not counted."""
+    if config.budget.max_usd is not None and price_of(config, machine) is None:
+        raise ConfigError(
+            "budget.max_usd",
+            found=f"{config.budget.max_usd:g}, and no price of a device-hour",
+            expected="a price to spend it by",
+            remedy="write pricing=cpu_core_hour, or budget.max_device_seconds instead",
+        )
+    searches = [(j.estimate, j.devices) for j in plan.jobs if j.kind in SEARCH_KINDS]
+    check_sweep_budget(config.sweep.budget, searches, price=price_of(config, machine))
+    totals = {
+        "max_usd": sum(j.estimate.usd or 0.0 for j in plan.jobs),
+        "max_device_seconds": sum((j.estimate.seconds or 0.0) * j.devices for j in plan.jobs),
+    }
+    for key, total in totals.items():
+        cap = getattr(config.budget, key)
+        if cap is not None and total > cap:
+            raise ConfigError(
+                f"budget.{key}",
+                found=f"{cap:g}, and a plan of about {total:.3g}",
+                expected="a budget that the plan fits",
+                remedy="raise it, drop arms (~method@arms.full), or lower task.limit.*; "
+                "dry_run=true shows the plan",
+            )

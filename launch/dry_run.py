@@ -14,6 +14,7 @@ from launch.halving import rung_shares
 from launch.placement import Machine
 from launch.planned import SEARCH_KINDS, Estimate, Job, Plan
 from launch.preflight import Checked
+from launch.prompt_search import prompt_halving
 from launch.rates import device_facts, price_of
 from launch.recorder import is_finished
 from launch.search_estimate import search_size
@@ -47,6 +48,8 @@ def search_lines(job: Job, checked: Checked) -> list[str]:
     """The trials of a search, where they are judged, and how much of all of them that takes."""
     trials = checked.searches[job.arm or ""]
     halving = checked.config.sweep.halving
+    if job.kind == "prompt_search":
+        halving = prompt_halving(halving, num_items=len(checked.task.items["validation"]))
     size = search_size(trials, halving)
     settings = len({trial.setting for trial in trials})
     rungs = ", ".join(f"{share:.0%}" for share in rung_shares(halving))

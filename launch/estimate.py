@@ -21,7 +21,8 @@ from evaluation.prompts import Ask, Think, first_call, get_style
 from evaluation.rendering import Renderer
 from evaluation.tasks import Task
 from launch.placement import Machine, workers_of
-from launch.planned import TRAINING_KINDS, Estimate, Job, Plan
+from launch.planned import SEARCH_KINDS, TRAINING_KINDS, Estimate, Job, Plan
+from launch.prompt_search import prompt_halving
 from launch.rates import (
     Rate,
     device_facts,
@@ -138,11 +139,9 @@ def with_estimates(
         if job.arm in tokens:
             name = job.arm
             estimate = _estimate(job, arms[name], places[name], sizes[name], tokens[name], means)
-            if job.kind == "search":
-                scored = _scoring(sizes[name], tokens[name], means, devices=job.devices)
-                size = search_size((searches or {})[name], config.sweep.halving)
-                start = START_SECONDS["train"]
-                estimate = search_estimate(estimate, scored, size, start_seconds=start)
+            if job.kind in SEARCH_KINDS:
+                trials = (searches or {})[name]
+                estimate = _searching(job, trials, estimate, sizes[name], tokens[name], means)
         if estimate.seconds is not None and means.price is not None:
             usd = estimate.seconds * job.devices * means.price
             estimate = dataclasses.replace(estimate, usd=usd)
@@ -175,7 +174,11 @@ def _estimate(
     if job.kind in TRAINING_KINDS:
         return _training(arm, place, size, tokens, means)
     task = means.task
-    counts = {"evaluate": ("validation", "test"), "curve": ("validation",)}
+    counts = {
+        "evaluate": ("validation", "test"),
+        "curve": ("validation",),
+        "prompt_search": ("validation",),
+    }
     num_items = sum(len(task.items[s]) for s in counts.get(job.kind, ()))
     num_items += arm.engine.latency_requests if job.kind == "latency" else 0
     if job.kind in ("general", "general_base"):
@@ -195,6 +198,27 @@ def _estimate(
         return estimate
     times = means.timed(2 * computed * size.body, devices=job.devices, start=6.0)
     return dataclasses.replace(estimate, rate=means.rate.source, **times)
+
+
+def _searching(
+    job: Job,
+    trials: Sequence[Trial],
+    one: Estimate,
+    size: ModelSize | None,
+    tokens: ArmTokens,
+    means: _Means,
+) -> Estimate:
+    """A search of so many trials, by the estimate of one."""
+    halving = means.config.sweep.halving
+    if job.kind == "prompt_search":
+        num_items = len(means.task.items["validation"])
+        length = search_size(trials, prompt_halving(halving, num_items=num_items))
+        nothing = Estimate(tokens=0, flops=0, seconds=0.0, low_seconds=0.0, high_seconds=0.0)
+        return search_estimate(one, nothing, length, start_seconds=START_SECONDS["evaluate"])
+    scored = _scoring(size, tokens, means, devices=job.devices)
+    return search_estimate(
+        one, scored, search_size(trials, halving), start_seconds=START_SECONDS["train"]
+    )
 
 
 def _scoring(size: ModelSize | None, tokens: ArmTokens, means: _Means, *, devices: int) -> Estimate:

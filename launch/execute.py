@@ -6,6 +6,7 @@ rows is light and happens here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -31,7 +32,7 @@ from conf.results import CHECKPOINT_CHOSEN, CheckpointChoice
 from conf.schema import RunConfig
 from evaluation.general_set import general_arm, general_task
 from evaluation.instructions import instruction_arm, instruction_task
-from evaluation.mix import Mix, mixed_rows
+from evaluation.mix import Mix
 from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task
@@ -42,9 +43,11 @@ from launch.evaluators import Evaluators
 from launch.pack_search import PackSearch
 from launch.placement import Machine, engine_actors, model_dtype, threads_of, workers_of
 from launch.planned import Job, Plan
+from launch.prepared_rows import prepare_rows
+from launch.prompt_search import STATE
 from launch.rates import noted, rate_file
-from launch.searching import RUNG_ROWS, chosen, chosen_arm, packed, rung_points, steps_of
-from launch.store import JobDirectory, write_json
+from launch.searching import chosen, chosen_arm, packed, rung_points, steps_of
+from launch.store import JobDirectory
 from launch.trained_rows import training_data
 from launch.trials import Trial
 from training.job import CHECKPOINT_FILE, FINAL, TrainJob, checkpoint_directory
@@ -91,6 +94,8 @@ class Executor:
                 yield from self._train(job)
             case "search":
                 yield from self._search(job)
+            case "prompt_search":
+                yield from self._search_prompts(job)
             case kind if kind in SETS:
                 yield from self._answer(job)
             case "reference":
@@ -125,34 +130,16 @@ class Executor:
         yield Progress(done=1, total=1, unit="models")
 
     def _prepare_rows(self, job: Job) -> Iterator[Any]:
-        from evaluation.prepare import training_rows, write_rows
-        from evaluation.rendering import Renderer
-        from evaluation.rung_rows import rung_rows
-
         arm = self._arm(job)
-        mix = self.mixes.get(arm.name)
         with _IN_THIS_PROCESS:
-            renderer = Renderer.load(
-                self.places[arm.name].path, layout=arm.model.layout, max_length=arm.model.max_length
+            yield prepare_rows(
+                arm,
+                task=self.task,
+                model_dir=self.places[arm.name].path,
+                mix=self.mixes.get(arm.name),
+                has_rungs=arm.name in self.searches,
+                directory=self.directory(job).path,
             )
-            rows = (
-                mixed_rows(mix, arm, renderer) if mix else training_rows(self.task, arm, renderer)
-            )
-            judged = rung_rows(self.task, arm, renderer) if arm.name in self.searches else ()
-        directory = self.directory(job).path
-        write_rows(rows.rows, directory / "rows.jsonl")
-        if judged:
-            write_rows(judged, directory / RUNG_ROWS)
-        facts = {
-            "prompt_sha256": rows.prompt_sha256,
-            "num_truncated": rows.num_truncated,
-            "shown_row": rows.shown_row,
-            "renderer_sha256": renderer.sha256,
-            "pad_id": renderer.end_ids[0],  # any id does: padding is masked by length
-        }
-        write_json(directory / "sources.json", rows.sources)
-        write_json(directory / "rows.json", facts)  # last: it marks the rows whole
-        yield Progress(done=len(rows.rows), total=len(rows.rows), unit="rows")
 
     def _train(self, job: Job) -> Iterator[Any]:
         if self._is_trained(job):
@@ -238,7 +225,7 @@ class Executor:
         is_alive = False
         correct: list[float] = []
         try:
-            for event in _stream(actor, work):
+            for event in _stream(actor.answer, work):
                 if isinstance(event, SampleRecord) and job.kind == "curve":
                     correct += [event.score] if event.score is not None else []
                 if isinstance(event, AnswerRule) and work.step is not None:
@@ -249,6 +236,26 @@ class Executor:
             self.evaluators.give_back(work.actors, actor, is_alive=is_alive)
         if job.kind == "curve" and correct:
             yield self._point(job, work, _measured(correct))
+
+    def _search_prompts(self, job: Job) -> Iterator[Any]:
+        """Try all trials of a prompted arm on validation; the best is what the arm answers with."""
+        base, directory = self._work(job), self.directory(job)
+        sweep = self.config.sweep
+        work = workers.SearchWork(
+            base=dataclasses.replace(base, done=()),
+            trials=self.searches[base.arm.name],
+            halving=sweep.halving,
+            budget=sweep.budget,
+            seed=sweep.seed,
+            state_path=directory.path.resolve() / STATE,
+            done=tuple(directory.events()),
+        )
+        actor, is_alive = self.evaluators.borrow(base.actors), False
+        try:
+            yield from _stream(actor.search, work)
+            is_alive = True
+        finally:
+            self.evaluators.give_back(base.actors, actor, is_alive=is_alive)
 
     def _work(self, job: Job) -> workers.AnswerWork:
         """Everything an evaluator needs for this job."""
@@ -272,7 +279,7 @@ class Executor:
         return workers.AnswerWork(
             job=job.id,
             arm=arm,
-            sets=SETS[job.kind],
+            sets=SETS.get(job.kind, ()),
             task=task,
             model_dir=model_dir.resolve(),
             adapter_dir=adapter_dir.resolve() if adapter_dir else None,
@@ -390,10 +397,10 @@ class Executor:
         yield from ray.get(remote.remote(job.id, self._arm(job), self.task, self._plugins(), path))
 
 
-def _stream(actor: Any, work: workers.AnswerWork) -> Iterator[Any]:
+def _stream(method: Any, work: workers.AnswerWork | workers.SearchWork) -> Iterator[Any]:
     import ray
 
-    for reference in actor.answer.options(num_returns="streaming").remote(work):
+    for reference in method.options(num_returns="streaming").remote(work):
         yield from ray.get(reference)
 
 

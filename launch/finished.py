@@ -13,6 +13,7 @@ from conf.records import CheckpointRecord
 from conf.resolve import Arm, resolve_arms
 from conf.restore import restore_config
 from conf.schema import RunConfig
+from conf.space import arm_with
 
 if TYPE_CHECKING:
     from evaluation.rendering import Renderer
@@ -117,7 +118,9 @@ def _arm(
             expected=f"a finished arm of this run: {', '.join(done) or 'there is none'}",
             remedy=usage,
         )
-    return arms[name]
+    search = records.arms[name].search
+    values = list(search.chosen_values().items()) if search is not None else []
+    return arm_with(config, name, values) if values else arms[name]
 
 
 def _model_dir(arm: Arm, records: RunRecords) -> Path:

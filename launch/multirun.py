@@ -21,10 +21,11 @@ from conf import schema
 from conf.errors import EXIT_INTERRUPTED, ConfigError, Refused
 from conf.hashing import plain, sha256_of
 from evaluation.tasks import Task
+from launch.budget import check_budget
 from launch.cli import CONF, console_for, explained, run_checked, typed
 from launch.combinations import Combination, combinations
 from launch.overrides import experiment_of, rewrite
-from launch.preflight import Checked, check, check_budget
+from launch.preflight import Checked, check
 from launch.runs import joined
 from launch.sweep_report import Sweep, SweepRun, show, write
 

@@ -33,15 +33,15 @@ from evaluation.tasks import Task, load_task
 from evaluation.voting import check_voting
 from kernels.dispatch import KernelsNotBuilt, choose
 from launch import plan as planning
+from launch.budget import check_budget
 from launch.checkpoints import checkpoint_sha256
 from launch.cluster import check_cluster, local_machine, planned_machine
+from launch.default_spaces import with_default_spaces
 from launch.estimate import with_estimates
 from launch.method_checks import check_quantization
 from launch.placement import Machine, workers_of
-from launch.planned import SEARCH_KINDS, ModelSource, Plan, TaskFacts
-from launch.rates import price_of
+from launch.planned import ModelSource, Plan, TaskFacts
 from launch.search import check_search
-from launch.search_estimate import check_sweep_budget
 from launch.tracking import mode_of
 from launch.trials import Trial, check_space
 from training.peft_methods import check_peft_method
@@ -98,6 +98,7 @@ def check(
     task = tasks[key] = tasks.get(key) or load_task(config.task)
     name = _run_name(config, exp or "run")
     config = planning.with_reference(config, TaskFacts(sha256=task.sha256, kind=task.kind))
+    config = with_default_spaces(config, task)
     arms = _checked_arms(config, task)
     mixes = {
         name: make_mix(arm, task, task_source=config.task.source)
@@ -348,33 +349,6 @@ def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) ->
                 f"arms.{name}.trainer.micro_batch_size",
                 found=f"{micro}, with {size // workers} examples per worker and step",
                 expected="a divisor of the examples per worker and step",
-            )
-
-
-def check_budget(config: RunConfig, plan: Plan, machine: Machine) -> None:
-    """Refuse a run whose estimate is over its budget. What is unknown is not counted."""
-    if config.budget.max_usd is not None and price_of(config, machine) is None:
-        raise ConfigError(
-            "budget.max_usd",
-            found=f"{config.budget.max_usd:g}, and no price of a device-hour",
-            expected="a price to spend it by",
-            remedy="write pricing=cpu_core_hour, or budget.max_device_seconds instead",
-        )
-    searches = [(j.estimate, j.devices) for j in plan.jobs if j.kind in SEARCH_KINDS]
-    check_sweep_budget(config.sweep.budget, searches, price=price_of(config, machine))
-    totals = {
-        "max_usd": sum(j.estimate.usd or 0.0 for j in plan.jobs),
-        "max_device_seconds": sum((j.estimate.seconds or 0.0) * j.devices for j in plan.jobs),
-    }
-    for key, total in totals.items():
-        cap = getattr(config.budget, key)
-        if cap is not None and total > cap:
-            raise ConfigError(
-                f"budget.{key}",
-                found=f"{cap:g}, and a plan of about {total:.3g}",
-                expected="a budget that the plan fits",
-                remedy="raise it, drop arms (~method@arms.full), or lower task.limit.*; "
-                "dry_run=true shows the plan",
             )
 
 

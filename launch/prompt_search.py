@@ -70,7 +70,7 @@ def searched_prompts(
         usd_per_device_second=base.usd_per_device_second,
     )
     settings = {trial.number: trial.setting for trial in work.trials}
-    rules = _Rules(
+    rules = Rules(
         arm=base.arm.name,
         settings=settings,
         halving=halving,
@@ -102,7 +102,7 @@ def _prompt_trial(trial: Trial) -> PromptTrial:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class _Rules:
+class Rules:
     """Halving with a budget. settings: trial -> setting. caps: "tokens" or "device_seconds"."""
 
     arm: str
@@ -127,7 +127,7 @@ class _Rules:
         return choose(self.arm, records, members=self.settings, parameters=parameters)
 
 
-def affordable(records: Sequence[RungRecord], decision: RungDecision, rules: _Rules) -> int | None:
+def affordable(records: Sequence[RungRecord], decision: RungDecision, rules: Rules) -> int | None:
     """How many settings can go to the next rung, and one of them to the end.
 
     By what the trials that go on took for their items so far. At least 1, for a search without an

@@ -1,4 +1,4 @@
-"""Whether an arm can be searched as asked: trials that train have to pack (pure)."""
+"""Whether an arm can be searched as asked: trials share a pack, or an engine (pure)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from conf.hashing import plain
 from conf.methods import LoraMethod, PeftMethod, TunedMethod
 from conf.resolve import Arm
 from launch.placement import Machine, model_dtype
+from launch.prompt_search import why_not_together
 from launch.trials import Trial
 
+BY_HAND = "give the values: python launch.py -m +exp=NAME KEY=A,B"
 PACKED_DTYPES = ("float32", "float64")  # a trial's adapters are their own masters
 
 
@@ -27,12 +29,16 @@ def check_search(arm: Arm, trials: Sequence[Trial], *, machine: Machine, workers
 
     Raises:
         ConfigError: a checkpoint is to be chosen among those of a training (trainer.keep=best).
-        NotBuiltYet: trainings that cannot be packed, or the search of a prompt.
+        NotBuiltYet: trainings that cannot be packed, or prompts for different engines.
     """
     if not arm.is_tuned:
-        raise NotBuiltYet(
-            f"sweep.space.{arm.name}", instead="give the values: python launch.py -m +exp=NAME .."
-        )
+        reason = why_not_together(trials)
+        if reason is not None:
+            raise NotBuiltYet(
+                f"sweep.space.{arm.name}: trials that one engine cannot answer ({reason})",
+                instead=BY_HAND,
+            )
+        return
     if any(trial.arm.trainer.keep is Keep.best for trial in trials):
         raise ConfigError(
             f"arms.{arm.name}.trainer.keep",
@@ -44,7 +50,7 @@ def check_search(arm: Arm, trials: Sequence[Trial], *, machine: Machine, workers
     if reason is not None:
         raise NotBuiltYet(
             f"sweep.space.{arm.name}: trials that do not train together ({reason})",
-            instead="give the values: python launch.py -m +exp=NAME ..",
+            instead=BY_HAND,
         )
 
 

@@ -73,7 +73,8 @@ def shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(shown, value))}]"
     text = str(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+    # Wordings often begin alike: what tells them apart may stand at the end.
+    return text if len(text) <= MAX_SHOWN else f"{text[:10]}...{text[3 + 10 - MAX_SHOWN :]}"
 
 
 def trials_of(config: RunConfig, arm: str) -> tuple[Trial, ...]:
@@ -146,23 +147,20 @@ def _grid(arm: str, dimensions: tuple[Dimension, ...]) -> Iterator[Values]:
 
 
 def _drawn(arm: str, dimensions: tuple[Dimension, ...], sweep: SweepConfig) -> Iterator[Values]:
-    """Settings drawn one after another, each that has come before left out."""
-    sizes = [d.size for d in dimensions]
-    finite = [size for size in sizes if size is not None]
-    if len(finite) == len(sizes) and sweep.trials > math.prod(finite):
-        raise ConfigError(
-            "sweep.trials",
-            found=f"{sweep.trials}, with {math.prod(finite)} settings in sweep.space.{arm}",
-            expected="at most as many as there are",
-            remedy=f"write sweep=grid, or sweep.trials={math.prod(finite)}",
-        )
+    """Settings drawn one after another, each that has come before left out.
+
+    A space with fewer settings than sweep.trials is searched whole: another arm's may have more.
+    """
+    sizes = [size for d in dimensions if (size := d.size) is not None]
+    is_finite = len(sizes) == len(dimensions)
+    num_settings = min(sweep.trials, math.prod(sizes)) if is_finite else sweep.trials
     if sweep.trials > MAX_SETTINGS:
         raise ConfigError(
             "sweep.trials", found=str(sweep.trials), expected=f"at most {MAX_SETTINGS}"
         )
     seen: set[str] = set()
     attempt = 0
-    while len(seen) < sweep.trials:
+    while len(seen) < num_settings:
         for _ in range(MAX_DRAWS * (len(seen) + 1)):
             values = tuple((d.field, d.at(_share(sweep, d.field, attempt))) for d in dimensions)
             attempt += 1
