@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.records import SCHEMA_VERSION, AnswerRule, LedgerLine, Measured, SourceRows
+from conf.search_results import SearchResult
 
 CHECKPOINT_CHOSEN = "checkpoint_chosen"  # the journal event whose data are a CheckpointChoice
 
@@ -213,4 +214,5 @@ class Results:
     forgetting: tuple[Forgetting, ...] = ()
     instructions: tuple[Forgetting, ...] = ()  # share of verifiable instructions that are obeyed
     serving: tuple[ServeCommand, ...] = ()
+    searches: dict[str, SearchResult] = field(default_factory=dict)  # by arm
     schema_version: int = SCHEMA_VERSION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -235,9 +236,15 @@ class Asker:
             self.finals.append(known)
 
     def _check_failures(self, work: Pass, total: int) -> None:
-        """Stop where so many items fail that arms cannot be compared on them."""
+        """Stop where so many items fail that arms cannot be compared on them.
+
+        A sample may have two standard errors more of them than the set may.
+        """
         failed = [record for record in self.finals if record.error is not None]
-        if len(failed) > MAX_FAILED_SHARE * total:
+        limit = MAX_FAILED_SHARE * total
+        if work.is_sample:
+            limit += 2 * math.sqrt(limit * (1 - MAX_FAILED_SHARE))
+        if len(failed) > limit:
             lengths = sorted(record.prompt_tokens for record in failed)
             raise JobFailed(
                 f"{self._arm}: {len(failed)} of {total} {work.set} items cannot be "

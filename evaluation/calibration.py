@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from conf.records import Item, Measured, rule_name
 
@@ -60,10 +60,11 @@ def best_label(scores: Mapping[str, float], offsets: Mapping[str, float] | None 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Candidate:
-    """One way to answer, and its score on validation."""
+    """One way to answer, and its score on validation; scores: of its items, by id."""
 
     answer_by: str
     value: Measured
+    scores: Mapping[str, float] = field(default_factory=dict)
     normalisation: str = "sum"
     calibration: str = "none"
     offsets: dict[str, float] | None = None

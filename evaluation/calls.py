@@ -29,6 +29,7 @@ class Pass:
 
     repeats: answers to each item, at most. stopping: when the repeats of an item, which vote, stop
     early; None where they do not vote. is_pmi: an item's choices are scored without content too.
+    is_sample: the items are a few of the set, drawn by chance.
     """
 
     set: str
@@ -40,6 +41,7 @@ class Pass:
     stopping: RepeatStopping | None = None
     is_pmi: bool = False
     is_timed: bool = False
+    is_sample: bool = False
 
 
 @dataclass(slots=True)

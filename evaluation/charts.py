@@ -25,7 +25,7 @@ class Series:
     y: tuple[float | str, ...]
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
-    style: str = "points"  # points | hollow | line
+    style: str = "points"  # points | hollow | line | joined (points with a line) | faint (a line)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -39,7 +39,10 @@ class Mark:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Chart:
-    """One chart. is_ranked: y holds names and the measured axis is x."""
+    """One chart. is_ranked: y holds names and the measured axis is x.
+
+    section: where it stands: empty with the arms' charts, `search`, or `search/<arm>`.
+    """
 
     name: str
     title: str
@@ -51,6 +54,7 @@ class Chart:
     is_x_log: bool = False
     is_y_log: bool = False
     is_ranked: bool = False
+    section: str = ""
 
 
 def all_charts(results: Results, records: RunRecords) -> list[Chart]:
@@ -88,7 +92,8 @@ def _orders(results: Results) -> dict[str, int]:
     return orders
 
 
-def _percent(value: float | None) -> float | None:
+def percent(value: float | None) -> float | None:
+    """A share as percent."""
     return None if value is None else 100 * value
 
 
@@ -106,8 +111,8 @@ def accuracy_chart(results: Results) -> Chart:
             order=orders[name],
             x=(100 * r.metric.value,),
             y=(name,),
-            low=(_percent(r.metric.low),),
-            high=(_percent(r.metric.high),),
+            low=(percent(r.metric.low),),
+            high=(percent(r.metric.high),),
         )
         series.append(point)
         raw = _raw(r)
@@ -157,8 +162,8 @@ def cost_quality_chart(results: Results) -> Chart:
                 order=orders[name],
                 x=(1000 * cost,),
                 y=(100 * r.metric.value,),
-                low=(_percent(r.metric.low),),
-                high=(_percent(r.metric.high),),
+                low=(percent(r.metric.low),),
+                high=(percent(r.metric.high),),
             )
         )
     unit = "USD" if with_usd else "device-seconds"
@@ -215,8 +220,8 @@ def validation_chart(results: Results, records: RunRecords) -> Chart:
                     order=orders[name],
                     x=tuple(float(p.tokens) for p in points),
                     y=tuple(100 * (p.value.value or 0.0) for p in points),
-                    low=tuple(_percent(p.value.low) for p in points),
-                    high=tuple(_percent(p.value.high) for p in points),
+                    low=tuple(percent(p.value.low) for p in points),
+                    high=tuple(percent(p.value.high) for p in points),
                 )
             )
     return Chart(

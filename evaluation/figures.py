@@ -75,9 +75,14 @@ def _trace(s: Series, *, chart: Chart) -> dict[str, object]:
         width = 2.2
         dash = DASHES[s.order % len(DASHES)]
         return {**trace, "mode": "lines", "line": {"color": color, "width": width, "dash": dash}}
+    if s.style == "faint":
+        thin = {"color": "@muted", "width": 1}
+        return {**trace, "mode": "lines", "line": thin, "showlegend": False}
     symbol = "circle" if chart.is_ranked else SYMBOLS[s.order % len(SYMBOLS)]
     symbol = f"{symbol}-open" if s.style == "hollow" else symbol
     trace |= {"mode": "markers", "marker": {"color": color, "size": 10, "symbol": symbol}}
+    if s.style == "joined":
+        trace |= {"mode": "lines+markers", "line": {"color": color, "width": 1.6}}
     measured = s.x if chart.is_ranked else s.y
     up = [_gap(h, v) for h, v in zip(s.high, measured, strict=False)]
     down = [_gap(v, low) for low, v in zip(s.low, measured, strict=False)]
@@ -202,6 +207,9 @@ def _draw(axes: Axes, s: Series, *, chart: Chart) -> None:
         style = MPL_DASHES[s.order % len(MPL_DASHES)]
         axes.plot(s.x, s.y, color=color, linestyle=style, linewidth=1.7, label=s.name)
         return
+    if s.style == "faint":
+        axes.plot(s.x, s.y, color="#9aa5b1", linewidth=0.9, zorder=1)
+        return
     marker = "o" if chart.is_ranked else MPL_MARKERS[s.order % len(MPL_MARKERS)]
     measured = s.x if chart.is_ranked else s.y
     up = [_gap(h, v) for h, v in zip(s.high, measured, strict=False)]
@@ -212,10 +220,11 @@ def _draw(axes: Axes, s: Series, *, chart: Chart) -> None:
         s.y,
         xerr=bars if chart.is_ranked else None,
         yerr=None if chart.is_ranked else bars,
-        fmt=marker,
+        marker=marker,
         color=color,
         markersize=6.5,
         linewidth=1.4,
         label=s.name,
+        linestyle="-" if s.style == "joined" else "none",
         markerfacecolor="none" if s.style == "hollow" else color,
     )

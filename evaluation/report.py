@@ -17,6 +17,10 @@ from evaluation.figures import write_svg
 from evaluation.report_html import render_html
 from evaluation.report_markdown import render_markdown
 from evaluation.run_records import RunRecords
+from evaluation.search_charts import search_charts
+from evaluation.search_report import search_drawings
+
+XML = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -34,18 +38,24 @@ def write_report(results: Results, records: RunRecords, directory: Path | str) -
     """Write all files of the report; each is replaced whole, so a reader never sees half of one."""
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
-    charts = all_charts(results, records)
+    charts = [*all_charts(results, records), *search_charts(results, records)]
+    drawings = search_drawings(results)
     paths = ReportPaths(
         results_json=root / "results.json",
         results_csv=root / "results.csv",
         html=root / "report.html",
         markdown=root / "report.md",
-        figures=tuple(root / "figures" / f"{chart.name}.svg" for chart in charts),
+        figures=tuple(
+            root / "figures" / f"{name}.svg" for name in (*(c.name for c in charts), *drawings)
+        ),
     )
     _write(paths.results_json, json.dumps(to_dict(results), indent=1, allow_nan=False) + "\n")
     _write(paths.results_csv, results_csv(results))
-    for chart, path in zip(charts, paths.figures, strict=True):
+    for chart, path in zip(charts, paths.figures, strict=False):
         write_svg(chart, path)
+    for name, text in drawings.items():
+        (root / "figures").mkdir(exist_ok=True)
+        _write(root / "figures" / f"{name}.svg", XML + text)
     _write(paths.markdown, render_markdown(results, charts=charts))
     _write(paths.html, render_html(results, records, charts=charts))
     return paths

@@ -26,6 +26,8 @@ from evaluation.charts import Chart
 from evaluation.decision_rules import family
 from evaluation.figures import plotly_figure
 from evaluation.run_records import RunRecords
+from evaluation.search_report import search_sections, shared_charts
+from evaluation.search_tables import chosen_labels
 from evaluation.training_tables import instructions_table, sources_table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -60,7 +62,9 @@ def render_html(results: Results, records: RunRecords, *, charts: list[Chart]) -
         arm_headings=tables.arm_headings(results),
         arm_rows=tables.arm_rows(results),
         arm_note=arm_note(results),
-        charts=charts,
+        charts=[chart for chart in charts if not chart.section],
+        searches=_searches(results, charts),
+        search_charts=shared_charts(charts),
         pairs=tables.pair_table(results),
         break_even=tables.break_even_table(results),
         ledger=tables.ledger_table(results),
@@ -97,7 +101,25 @@ def arm_note(results: Results) -> str:
         parts.append(
             f"Latency and cost: {' or '.join(map(str, timed))} separate requests, one at a time."
         )
+    parts += [
+        f"{name} answers with the setting that its search chose: {label}."
+        for name, label in chosen_labels(results).items()
+    ]
     return " ".join(parts)
+
+
+def _searches(results: Results, charts: list[Chart]) -> list[dict[str, Any]]:
+    """Sections of searches; their drawings are markup whose labels were escaped."""
+    return [
+        {
+            "arm": section.arm,
+            "sentences": section.sentences,
+            "tables": section.tables,
+            "parallel": Markup(section.parallel) if section.parallel else None,
+            "charts": section.charts,
+        }
+        for section in search_sections(results, charts)
+    ]
 
 
 def script_json(value: object) -> str:

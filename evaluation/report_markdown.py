@@ -9,6 +9,7 @@ from evaluation import report_outcome as outcome
 from evaluation import report_tables as tables
 from evaluation import wording
 from evaluation.charts import Chart
+from evaluation.search_report import parallel_name, search_sections, shared_charts
 from evaluation.training_tables import instructions_table, sources_table
 
 
@@ -43,14 +44,36 @@ def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
                 table.note,
                 "",
             ]
+    lines += _searches(results, charts)
     lines += ["## Figures", ""]
-    lines += [f"![{escaped(chart.title)}](figures/{chart.name}.svg)\n" for chart in charts]
+    lines += [_figure(chart.title, chart.name) for chart in charts if not chart.section]
     lines += _serving(results)
     lines += ["## Method", "", *(f"- {escaped(note)}" for note in tables.method_notes(results)), ""]
     command = str(results.provenance.get("command") or "not recorded")
     lines += ["Run again:", "", *(f"    {line}" for line in command.splitlines()), ""]
     lines += [f"- {name}: {escaped(text)}" for name, text in tables.run_facts(results)]
     return "\n".join(lines) + "\n"
+
+
+def _figure(title: str, name: str) -> str:
+    return f"![{escaped(title)}](figures/{name}.svg)\n"
+
+
+def _searches(results: Results, charts: Sequence[Chart]) -> list[str]:
+    """What was searched, and what came of it."""
+    sections = search_sections(results, charts)
+    lines = ["## Search", ""] if sections else []
+    lines += [_figure(chart.title, chart.name) for chart in shared_charts(charts)]
+    for section in sections:
+        lines += [f"### {escaped(section.arm)}", ""]
+        lines += [f"{escaped(sentence)}\n" for sentence in section.sentences]
+        if section.parallel:
+            lines.append(_figure(f"Settings of {section.arm}", parallel_name(section.arm)))
+        for title, table in section.tables:
+            lines += [f"#### {title}", "", *markdown_table(table.headings, table.rows), ""]
+            lines += [escaped(table.note), ""]
+        lines += [_figure(chart.title, chart.name) for chart in section.charts]
+    return lines
 
 
 def _serving(results: Results) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
 from conf.choices import AnswerBy, Calibration, Normalisation, TaskKind
 from conf.records import AnswerRule, Measured, SampleRecord
@@ -33,20 +33,8 @@ def choose_rule(
     validation: the pass over validation items for a way to answer. Of equal ways the first wins:
     plain sums, then calibrations, then other normalisations, then generating.
     """
-    tried: list[Candidate] = []
-    allowed: list[Candidate] = []
+    best, tried = yield from compare_ways(arm, task, asker, validation=validation)
     method = arm.answering
-    for answer_by in ways_to_answer(arm, task):
-        yield from asker.run(validation(answer_by))
-        answers = asker.votes if method.self_consistency else asker.finals
-        value = _measured([record.score or 0.0 for record in answers])
-        plain = Candidate(answer_by=answer_by, value=value)
-        others: list[Candidate] = []
-        if answer_by == "score" and not arm.engine.winner_only:
-            others = yield from _comparisons(arm, task, asker, answers)
-        tried += [plain, *others]
-        allowed += others if others and _is_forced(arm) else [plain, *others]
-    best = choose(allowed)
     return AnswerRule(
         arm=arm.name,
         answer_by=best.answer_by,
@@ -57,6 +45,26 @@ def choose_rule(
         validation={candidate.name: candidate.value for candidate in tried},
         draw=method.draw,
     )
+
+
+def compare_ways(
+    arm: Arm, task: Task, asker: Asker, *, validation: Callable[[str], Pass]
+) -> Generator[Emitted, None, tuple[Candidate, list[Candidate]]]:
+    """Answer validation in every way there is; the way to take, and all that were tried."""
+    tried: list[Candidate] = []
+    allowed: list[Candidate] = []
+    method = arm.answering
+    for answer_by in ways_to_answer(arm, task):
+        yield from asker.run(validation(answer_by))
+        answers = asker.votes if method.self_consistency else asker.finals
+        scores = {record.item_id: record.score or 0.0 for record in answers}
+        plain = Candidate(answer_by=answer_by, value=_measured(scores.values()), scores=scores)
+        others: list[Candidate] = []
+        if answer_by == "score" and not arm.engine.winner_only:
+            others = yield from _comparisons(arm, task, asker, answers)
+        tried += [plain, *others]
+        allowed += others if others and _is_forced(arm) else [plain, *others]
+    return choose(allowed), tried
 
 
 def _is_forced(arm: Arm) -> bool:
@@ -88,21 +96,18 @@ def _comparisons(
         if offsets is None and not is_per_item:
             continue
         normalisation = "sum" if is_calibration else name
-        hits = [
-            float(
-                best_label(asker.records.label_scores(record).by(normalisation), offsets)
-                == record.target
-            )
-            for record in scored
-        ]
-        hits += [0.0] * (len(answers) - len(scored))  # an item that failed counts as wrong
+        hits = {record.item_id: 0.0 for record in answers}  # an item that failed counts as wrong
+        for record in scored:
+            values = asker.records.label_scores(record).by(normalisation)
+            hits[record.item_id] = float(best_label(values, offsets) == record.target)
         candidates.append(
             Candidate(
                 answer_by="score",
                 normalisation=normalisation,
                 calibration=name if is_calibration else "none",
                 offsets=offsets,
-                value=_measured(hits),
+                value=_measured(hits.values()),
+                scores=hits,
             )
         )
     return candidates
@@ -155,6 +160,6 @@ def _offsets(
     return None
 
 
-def _measured(scores: Sequence[float]) -> Measured:
+def _measured(scores: Collection[float]) -> Measured:
     """Mean of scores in [0, 1] with Wilson's interval, conservative for graded scores."""
     return wilson(min(sum(scores), len(scores)), len(scores))

@@ -167,6 +167,7 @@ def read_run(path: Path | str) -> RunRecords:
     specs = {name: _spec(name, arm or {}) for name, arm in (config.get("arms") or {}).items()}
     events = tuple(reader.lines("journal.jsonl", JournalEvent))
     arms = {name: _arm(reader, name, events) for name in specs}
+    specs = {name: _chosen_spec(spec, arms[name].search) for name, spec in specs.items()}
     for name, spec in specs.items():
         arms[name] = _inherit_failure(arms, name, on=spec.on)
     ledger, spent_now = _ledger(events)
@@ -219,6 +220,16 @@ def _spec(name: str, arm: Mapping[str, Any]) -> ArmSpec:
         is_same_base=is_same_base,
         given_request_usd=arm.get("request_usd"),
         given_fixed_usd=arm.get("fixed_usd"),
+    )
+
+
+def _chosen_spec(spec: ArmSpec, search: SearchRecords | None) -> ArmSpec:
+    """An arm with the setting that its search has chosen."""
+    values = {} if search is None else search.chosen_values()
+    return replace(
+        spec,
+        prompt=str(values.get("prompt", spec.prompt)),
+        num_shots=int(values.get("num_shots", spec.num_shots)),
     )
 
 

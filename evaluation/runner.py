@@ -123,7 +123,7 @@ def check_job(job: EvaluateJob, *, scoring: str) -> None:
 
 def _run_sets(job: EvaluateJob, task: Task, asker: Asker) -> Iterator[Emitted]:
     arm, engine = job.arm, job.arm.engine
-    make = partial(_pass, arm, task)
+    make = partial(pass_over, arm, task)
     validation = task.items["validation"]
     if "curve" in job.sets:
         answer_by = ways_to_answer(arm, task)[0]
@@ -154,7 +154,7 @@ def _run_sets(job: EvaluateJob, task: Task, asker: Asker) -> Iterator[Emitted]:
         yield from asker.run(answer("latency", items))
 
 
-def _pass(
+def pass_over(
     arm: Arm,
     task: Task,
     name: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from conf.records import JournalEvent, TrainRecord, from_dict
 from conf.sweep_records import (
@@ -31,6 +31,13 @@ class SearchRecords:
     trials: tuple[TrialRecord, ...] = ()
     choice: SweepChoice | None = None
     steps: tuple[TrainRecord, ...] = ()
+
+    def chosen_values(self) -> dict[str, Any]:
+        """Field -> value of the chosen setting; empty while there is none."""
+        if self.choice is None:
+            return {}
+        first = self.choice.trials[0]
+        return next((dict(t.values) for t in self.trials if t.trial == first), {})
 
 
 def search_records(

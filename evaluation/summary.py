@@ -9,6 +9,7 @@ from dataclasses import replace
 from conf.groups import DecisionConfig, PricingConfig
 from conf.hashing import plain
 from conf.results import BreakEven, Pair, Results
+from conf.search_results import SearchResult
 from evaluation import cost
 from evaluation.arm_summary import ArmSummary, Settings, summarise_arm
 from evaluation.crossover import Side, break_even_device_seconds, break_even_usd
@@ -16,6 +17,7 @@ from evaluation.decision import decide
 from evaluation.decision_rules import Evidence, best_on_validation, family
 from evaluation.forgetting import all_forgetting
 from evaluation.run_records import RunRecords
+from evaluation.search_summary import summarise_search
 from evaluation.serving import serve_commands
 from evaluation.statistics import holm, paired_difference
 
@@ -66,8 +68,25 @@ def summarise(
             "num_broken_lines": records.num_broken_lines,
         },
         forgetting=all_forgetting(records, confidence=settings.confidence),
+        searches=all_searches(records, settings=settings),
     )
     return replace(found, serving=serve_commands(found, records))
+
+
+def all_searches(records: RunRecords, *, settings: Settings) -> dict[str, SearchResult]:
+    """The search of each arm that was searched."""
+    spaces = (records.config.get("sweep") or {}).get("space") or {}
+    return {
+        name: summarise_search(
+            name,
+            arm.search,
+            usd_per_device_second=settings.pricing.usd_per_device_second,
+            space=spaces.get(name),
+            shows_text=records.shows_text,
+        )
+        for name, arm in records.arms.items()
+        if arm.search is not None
+    }
 
 
 def _item_counts(records: RunRecords) -> dict[str, int]:

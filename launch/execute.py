@@ -188,7 +188,8 @@ class Executor:
         assert isinstance(method, (FullMethod, LoraMethod, PeftMethod))
         rows = self.directory(self.plan.job(f"rows:{arm.name}")).path.resolve()
         facts = json.loads((rows / "rows.json").read_text(encoding="utf-8"))
-        count = workers_of(self.config, self.machine)
+        is_pack = job.kind == "search"
+        count = 1 if is_pack else workers_of(self.config, self.machine)
         place = self.places[arm.name]
         return TrainJob(
             arm_name=arm.name,

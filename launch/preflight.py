@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from conf.choices import Keep
 from conf.errors import ClusterError, ConfigError, NotBuiltYet, Refused
 from conf.hashing import plain, sha256_of
 from conf.methods import (
@@ -45,6 +46,7 @@ from launch.search import check_search
 from launch.tracking import mode_of
 from launch.trials import Trial, check_space
 from training.peft_methods import check_peft_method
+from training.schedule import num_steps, save_steps
 
 NOT_BUILT_EXPERIMENTS = {
     "label_curve": "compare a few sizes by hand: python launch.py +exp=compare task.limit.train=50",
@@ -122,8 +124,9 @@ def check(
         )
         for name, place in places.items()
     }
-    _check_workers(config, arms, machine)
-    searches = _checked_searches(config, arms, task, ready, machine)
+    _check_workers(arms, workers=workers_of(config, machine))
+    _check_points(arms, task, mixes)
+    searches = _checked_searches(config, arms, task, ready)
     _check_writable(Path(config.run.root))
     plan = planning.build_plan(
         config,
@@ -142,6 +145,7 @@ def check(
         task=task,
         places=places,
         machine=machine,
+        mix_sizes={name: mix.size for name, mix in mixes.items()},
         searches=searches,
     )
     check_budget(config, plan, machine)
@@ -240,7 +244,6 @@ def _checked_searches(
     arms: dict[str, Arm],
     task: Task,
     ready: dict[str, ModelFacts],
-    machine: Machine,
 ) -> dict[str, tuple[Trial, ...]]:
     """The trials of each arm that is searched; each passes the checks of an arm of its own."""
     searches = check_space(config, arms)
@@ -249,11 +252,11 @@ def _checked_searches(
             try:
                 _check_arm(trial.arm, task)
                 _check_models({name: trial.arm}, ready)
-                _check_workers(config, {name: trial.arm}, machine)
+                _check_workers({name: trial.arm}, workers=1)
             except Refused as error:
                 error.where = f"{error.where}, in the trial {trial.label}"
                 raise
-        check_search(arms[name], trials, machine=machine, workers=workers_of(config, machine))
+        check_search(arms[name], trials)
     return searches
 
 
@@ -332,8 +335,7 @@ def _check_labels(arms: dict[str, Arm], ready: dict[str, ModelPlace], task: Task
         check_labels(task, Renderer.load(path, layout=layout, max_length=model.max_length))
 
 
-def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) -> None:
-    workers = workers_of(config, machine)
+def _check_workers(arms: dict[str, Arm], *, workers: int) -> None:
     for name, arm in arms.items():
         size = arm.trainer.batch_size
         if arm.is_tuned and size % workers:
@@ -349,6 +351,25 @@ def _check_workers(config: RunConfig, arms: dict[str, Arm], machine: Machine) ->
                 f"arms.{name}.trainer.micro_batch_size",
                 found=f"{micro}, with {size // workers} examples per worker and step",
                 expected="a divisor of the examples per worker and step",
+            )
+
+
+def _check_points(arms: dict[str, Arm], task: Task, mixes: dict[str, Mix]) -> None:
+    """Refuse to choose among more checkpoints than a training has steps."""
+    for name, arm in arms.items():
+        trainer = arm.trainer
+        if not arm.is_tuned or trainer.keep is not Keep.best:
+            continue
+        num_rows = mixes[name].size if name in mixes else len(task.items["train"])
+        steps = num_steps(num_rows, trainer=trainer)
+        if len(save_steps(steps, num_points=trainer.num_points)) < trainer.num_points:
+            raise ConfigError(
+                f"arms.{name}.trainer.num_points",
+                found=f"{trainer.num_points}, and a training of {steps} optimizer steps",
+                expected="no more checkpoints to choose from than there are steps",
+                remedy=f"write trainer.num_points={steps}"
+                if steps > 1
+                else "leave trainer.keep out: a training of one step has one checkpoint",
             )
 
 

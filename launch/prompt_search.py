@@ -1,8 +1,15 @@
 """The search of an arm whose trials are prompts: what its evaluator process asks, judges, chooses.
 
 Its rungs are shares of the validation items. They lie at half of where those of a training do: an
-item's score has no curve that bends later, only chance. Yet few items tell little, so that the
-first rung that drops has at least MIN_ITEMS. 20 wordings take about 4 times the rows of one.
+item's score has no curve that bends later, only chance. For the same reason ranks that change from
+rung to rung give nobody grace: they tell that prompts differ by less than chance, not that the last
+may be the first. Few items tell little, so that the first rung that drops has at least MIN_ITEMS.
+
+20 wordings take about 4 times the rows of one, and what their prefixes add. In made searches of 20
+prompts on 200 to 400 items, with accuracies 3 to 8 points apart (standard deviation), the choice
+was within a standard error of the best in 81 to 94%; with the rungs of trainings in 95 to 99%, for
+6.5 times the rows (tests/launch/test_prompt_search_rules.py). sweep.halving.first_rung=0.28 gives
+those.
 """
 
 from __future__ import annotations
@@ -42,7 +49,8 @@ def why_not_together(trials: Sequence[Trial]) -> str | None:
 def prompt_halving(halving: HalvingConfig, *, num_items: int) -> HalvingConfig:
     """The rules of a search of prompts: those of trainings, with other rungs."""
     lowest = min(MIN_ITEMS / max(num_items, 1), 0.5)
-    return dataclasses.replace(halving, first_rung=max(halving.first_rung / 2, lowest))
+    first_rung = max(halving.first_rung / 2, lowest)
+    return dataclasses.replace(halving, first_rung=first_rung, min_correlation=-1.0)
 
 
 def searched_prompts(

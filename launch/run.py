@@ -125,6 +125,7 @@ def opened(
                 mode="off" if is_over else checked.wandb_mode,  # it was mirrored as it ran
                 group=group or checked.name,
                 swept=(swept or {}).get(prefix, {}),
+                searches=checked.searches,
             )
             runs.append(
                 Run(

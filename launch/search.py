@@ -10,22 +10,18 @@ from conf.errors import ConfigError, NotBuiltYet
 from conf.hashing import plain
 from conf.methods import LoraMethod, PeftMethod, TunedMethod
 from conf.resolve import Arm
-from launch.placement import Machine, model_dtype
 from launch.prompt_search import why_not_together
 from launch.trials import Trial
 
 BY_HAND = "give the values: python launch.py -m +exp=NAME KEY=A,B"
-PACKED_DTYPES = ("float32", "float64")  # a trial's adapters are their own masters
 
 
-def check_search(arm: Arm, trials: Sequence[Trial], *, machine: Machine, workers: int) -> None:
+def check_search(arm: Arm, trials: Sequence[Trial]) -> None:
     """Refuse a search that cannot be run.
 
     Args:
         arm: as it is without the search.
         trials: of it.
-        machine: what they run on.
-        workers: of one training.
 
     Raises:
         ConfigError: a checkpoint is to be chosen among those of a training (trainer.keep=best).
@@ -46,7 +42,7 @@ def check_search(arm: Arm, trials: Sequence[Trial], *, machine: Machine, workers
             expected="last: its trials are compared at shares of their steps, and at the end",
             remedy="leave it out",
         )
-    reason = why_not_packed(trials, machine=machine, workers=workers)
+    reason = why_not_packed(trials)
     if reason is not None:
         raise NotBuiltYet(
             f"sweep.space.{arm.name}: trials that do not train together ({reason})",
@@ -54,18 +50,13 @@ def check_search(arm: Arm, trials: Sequence[Trial], *, machine: Machine, workers
         )
 
 
-def why_not_packed(trials: Sequence[Trial], *, machine: Machine, workers: int) -> str | None:
+def why_not_packed(trials: Sequence[Trial]) -> str | None:
     """Why an arm's trials cannot train in one pack; None where they can.
 
-    Args:
-        trials: of one arm that trains.
-        machine: what they train on.
-        workers: of one training.
+    A pack has one worker, whatever cluster.workers says of other trainings.
     """
-    if workers != 1:
-        return f"{workers} workers train together, and a pack has one"
     for trial in trials:
-        reason = _obstacle(trial.arm, machine)
+        reason = _obstacle(trial.arm)
         if reason is not None:
             return f"{trial.label}: {reason}"
     first = trials[0].arm
@@ -90,7 +81,7 @@ def _common(arm: Arm) -> dict[str, object]:
     }
 
 
-def _obstacle(arm: Arm, machine: Machine) -> str | None:
+def _obstacle(arm: Arm) -> str | None:
     """Why one trial cannot train beside others."""
     method = arm.training
     if isinstance(method, PeftMethod):
@@ -99,7 +90,4 @@ def _obstacle(arm: Arm, machine: Machine) -> str | None:
         return f"method {method.kind}, and a pack is of LoRA adapters"
     if method.use_dora or method.quantization is not None or method.lora_dropout > 0:
         return "DoRA, a quantised base or dropout, and a pack is of plain LoRA adapters"
-    dtype = model_dtype(arm.model, machine.device)
-    if dtype not in PACKED_DTYPES:
-        return f"the model is in {dtype}, and a pack keeps no float32 masters"
     return None

@@ -1,4 +1,4 @@
-"""Weights & Biases: a mirror of the records, one run per arm and one summary run.
+"""Weights & Biases: a mirror of the records, one run per arm, one per trial, one summary run.
 
 The journal is the truth; tracking may never slow, lose or end a run once it has started. Numbers
 only: item texts, prompts and completions stay in the run directory.
@@ -15,11 +15,17 @@ from typing import Any, Literal
 
 from conf.choices import WandbMode
 from conf.errors import ConfigError
-from conf.records import CurvePoint, Measured, SampleRecord, TrainRecord
+from conf.hashing import sha256_of
+from conf.records import CurvePoint, SampleRecord, TrainRecord
 from conf.resolve import Arm
 from conf.results import Results
 from conf.schema import RunConfig
+from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
+from evaluation.search_values import is_text, last_name
 from evaluation.statistics import wilson
+from launch.tracking_rows import Spent, WandbRun, axes, final_row, metric_row, train_row
+from launch.trial_tracking import TrialRuns
+from launch.trials import Trial
 
 X_AXES = ("progress/usd", "progress/tokens", "progress/labels")
 # A prompted arm's running accuracy is logged after every so many test items.
@@ -60,17 +66,6 @@ def _has_netrc_key() -> bool:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Spent:
-    """What an arm has spent and seen so far, for the x-axes."""
-
-    tokens: int = 0
-    device_seconds: float = 0.0
-    labels: int = 0
-    score: float = 0.0
-    num_items: int = 0
-
-
-@dataclass(kw_only=True, slots=True)
 class Tracker:
     """Sends records to W&B as they come.
 
@@ -83,6 +78,7 @@ class Tracker:
         mode: online, offline or off.
         group: W&B's group: the run's name, or the sweep's.
         swept: the keys in which a run of a sweep differs from the others, and their values.
+        searches: the trials of each arm that is searched.
     """
 
     config: RunConfig
@@ -93,10 +89,23 @@ class Tracker:
     mode: Literal["online", "offline", "off"]
     group: str
     swept: Mapping[str, object] = field(default_factory=dict)
+    searches: Mapping[str, Sequence[Trial]] = field(default_factory=dict)
     attempt: str = field(default_factory=lambda: format(int(time.time()), "x"))
     warnings: list[str] = field(default_factory=list)
     _runs: dict[str, Any] = field(default_factory=dict)
-    _spent: dict[str, _Spent] = field(default_factory=dict)
+    _spent: dict[str, Spent] = field(default_factory=dict)
+    _trials: TrialRuns = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The runs of trials share everything with those of arms."""
+        self._trials = TrialRuns(
+            trials=self.searches,
+            price=self.config.pricing.usd_per_device_second,
+            num_train_labels=self.num_train_labels,
+            open=self._start,
+            guarded=self._guarded,
+            uploads_text=self.config.tracking.upload_text,
+        )
 
     def event(self, arm: str | None, event: Any, *, job_seconds: float, devices: int) -> None:
         """Log what an event adds to the arm's curves.
@@ -105,14 +114,21 @@ class Tracker:
         """
         if self.mode == "off" or arm is None:
             return
-        spent = self._spent.setdefault(arm, _Spent())
+        if isinstance(event, RungRecord | TrialRecord) or getattr(event, "trial", None) is not None:
+            self._trials.event(arm, event)
+            return
+        price = self.config.pricing.usd_per_device_second
+        spent = self._spent.setdefault(arm, Spent())
         if isinstance(event, TrainRecord):
-            self._train(arm, event, spent)
+            spent.train(event, num_train_labels=self.num_train_labels)
+            self._log(arm, self._axes(spent) | train_row(event, spent, price=price))
+        elif isinstance(event, SweepChoice):
+            self._chosen(arm, event)
         elif isinstance(event, CurvePoint):
-            at = _Spent(
+            at = Spent(
                 tokens=event.tokens, device_seconds=event.device_seconds, labels=spent.labels
             )
-            self._log(arm, self._axes(at) | _accuracy(event.value))
+            self._log(arm, self._axes(at) | metric_row(event.value))
         elif isinstance(event, SampleRecord) and event.set == "test" and event.answer is not None:
             spent.tokens += event.prompt_tokens + event.completion_tokens
             spent.num_items += 1
@@ -120,41 +136,18 @@ class Tracker:
             if spent.num_items % ITEMS_PER_POINT == 0:
                 value = wilson(spent.score, spent.num_items)
                 extra = job_seconds * devices
-                self._log(arm, self._axes(spent, extra_device_seconds=extra) | _accuracy(value))
+                self._log(arm, self._axes(spent, extra_device_seconds=extra) | metric_row(value))
 
-    def _train(self, arm: str, record: TrainRecord, spent: _Spent) -> None:
-        spent.tokens += record.tokens
-        spent.device_seconds += record.device_seconds
-        spent.labels = min(spent.labels + record.examples, self.num_train_labels)
-        price = self.config.pricing.usd_per_device_second
-        row: dict[str, float] = {
-            "train/loss": record.loss,
-            "train/learning_rate": record.learning_rate,
-            "train/tokens_per_second": record.tokens / max(record.step_seconds, 1e-9),
-        }
-        row["train/target_tokens_per_second"] = record.target_tokens / max(
-            record.step_seconds, 1e-9
-        )
-        row["train/device_seconds"] = spent.device_seconds
-        if record.flops is not None:
-            row["train/flops_per_second"] = record.flops / max(record.step_seconds, 1e-9)
-        if record.flops_share is not None:
-            row["train/flops_share"] = record.flops_share
-        if record.peak_memory_bytes:
-            row["train/peak_memory_bytes"] = max(record.peak_memory_bytes)
-        if price is not None:
-            row["train/usd"] = spent.device_seconds * price
-        self._log(arm, self._axes(spent) | row)
+    def _chosen(self, arm: str, choice: SweepChoice) -> None:
+        """Let an arm's run know the setting it answers with."""
+        run = self._run(arm)
+        if run is not None:
+            allows_change = True  # of a key that it was started with
+            self._guarded(run.config.update, self._trials.chosen(arm, choice), allows_change)
 
-    def _axes(self, spent: _Spent, *, extra_device_seconds: float = 0.0) -> dict[str, float]:
+    def _axes(self, spent: Spent, *, extra_device_seconds: float = 0.0) -> dict[str, float]:
         price = self.config.pricing.usd_per_device_second
-        axes: dict[str, float] = {
-            "progress/tokens": spent.tokens,
-            "progress/labels": spent.labels,
-        }
-        if price is not None:
-            axes["progress/usd"] = (spent.device_seconds + extra_device_seconds) * price
-        return axes
+        return axes(spent, price=price, extra_device_seconds=extra_device_seconds)
 
     def upload_text(self, samples: Mapping[str, Sequence[SampleRecord]]) -> None:
         """Log each arm's test answers as a table; only where tracking.upload_text=true."""
@@ -175,13 +168,14 @@ class Tracker:
         """Log the final numbers, one summary run, and close everything within its time limit."""
         if self.mode == "off":
             return
+        self._trials.close()
         if results is not None:
             for arm, result in results.arms.items():
-                spent = self._spent.setdefault(arm, _Spent())
+                spent = self._spent.setdefault(arm, Spent())
                 spent.labels = result.labels_used or spent.labels
-                self._log(arm, self._final_axes(arm, results) | _final(result))
+                self._log(arm, self._final_axes(arm, results) | final_row(result))
             summary = {
-                f"{arm}/{k}": v for arm, r in results.arms.items() for k, v in _final(r).items()
+                f"{arm}/{k}": v for arm, r in results.arms.items() for k, v in final_row(r).items()
             }
             self._log("summary", summary)
         for run in self._runs.values():
@@ -198,7 +192,7 @@ class Tracker:
 
     def how_to_sync(self) -> str | None:
         """The line that tells how to upload an offline run."""
-        if self.mode != "offline" or not self._runs:
+        if self.mode != "offline" or not (self._runs or self.searches):
             return None
         return f"W&B offline; upload with: wandb sync {self.directory}/wandb/offline-run-*"
 
@@ -217,34 +211,47 @@ class Tracker:
 
     def _run(self, arm: str) -> Any:
         if arm not in self._runs:
-            self._runs[arm] = self._start(arm)
+            self._runs[arm] = self._start(self._of_arm(arm))
         return self._runs[arm]
 
-    def _start(self, arm: str) -> Any:
+    def _of_arm(self, arm: str) -> WandbRun:
+        kind = self.arms[arm].kind if arm in self.arms else "summary"
+        is_tuned = arm in self.arms and self.arms[arm].is_tuned
+        job_type = "summary" if kind == "summary" else "train" if is_tuned else "prompt"
+        name = " ".join([arm, *(f"{k}={v}" for k, v in self._swept().items())])
+        return WandbRun(key=arm, name=name, job_type=job_type, config={"arm": arm, "kind": kind})
+
+    def _swept(self) -> dict[str, object]:
+        """The values of a run of a sweep as W&B may have them: a prompt text is known by a hash."""
+        if self.config.tracking.upload_text:
+            return dict(self.swept)
+        return {
+            k: f"{last_name(k)} {sha256_of(v)[:8]}" if is_text(k, v) else v
+            for k, v in self.swept.items()
+        }
+
+    def _start(self, asked: WandbRun) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_DATA_DIR", str(self.directory / "wandb"))
         import wandb
 
-        kind = self.arms[arm].kind if arm in self.arms else "summary"
-        job_type = {"lora": "train", "full": "train", "summary": "summary"}.get(kind, "prompt")
         try:
             run = wandb.init(
                 project=self.config.tracking.project,
                 entity=self.config.tracking.entity,
-                id=f"{self.name}-{arm}-{self.attempt}"[-64:],
-                name=" ".join([arm, *(f"{k}={v}" for k, v in self.swept.items())])[:128],
+                id=f"{self.name}-{asked.key}-{self.attempt}"[-64:],
+                name=asked.name[:128],
                 group=self.group,
-                job_type=job_type,
+                job_type=asked.job_type,
                 mode="online" if self.mode == "online" else "offline",
                 dir=str(self.directory),
                 reinit="create_new",
                 config={
-                    "arm": arm,
-                    "kind": kind,
                     "task": self.config.task.name,
                     "model": self.config.model.name,
                     "run": self.name,
-                    **self.swept,
+                    **self._swept(),
+                    **asked.config,
                 },
                 settings=wandb.Settings(
                     silent=True,
@@ -274,27 +281,3 @@ def _score(record: SampleRecord) -> float:
     if record.is_correct_calibrated is not None:
         return float(record.is_correct_calibrated)
     return record.score or 0.0
-
-
-def _accuracy(value: Measured) -> dict[str, float]:
-    row = {
-        "eval/accuracy": value.value,
-        "eval/accuracy_low": value.low,
-        "eval/accuracy_high": value.high,
-    }
-    return {k: v for k, v in row.items() if v is not None}
-
-
-def _final(result: Any) -> dict[str, float]:
-    """The arm's final numbers under the contract's keys; unknown ones are left out."""
-    row: dict[str, float | None] = {}
-    if result.metric is not None:
-        row |= {
-            "eval/accuracy": result.metric.value,
-            "eval/accuracy_low": result.metric.low,
-            "eval/accuracy_high": result.metric.high,
-        }
-    if result.cost is not None:
-        row["eval/usd_per_million_tokens"] = result.cost.usd_per_million_tokens.value
-        row["eval/usd_per_request"] = result.cost.request_usd.value
-    return {k: v for k, v in row.items() if v is not None}

@@ -10,6 +10,7 @@ from torch import nn
 
 from conf.errors import ConfigError
 from conf.methods import LoraMethod, PeftMethod
+from kernels.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -47,6 +48,8 @@ def with_adapters(
         config = _peft_config(method)
         return get_peft_model(model, config, adapter_name=adapter, autocast_adapter_dtype=False)
     except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         arguments = " ".join(f"{k}={v}" for k, v in method.peft.items()) or "its defaults"
         raise ConfigError(
             f"arms.{arm_name}.peft",

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from conf.errors import JobFailed
 from conf.records import ProbeItem, Progress
 from conf.trial_records import RungScore, TrialOutcome
+from kernels.memory import is_out_of_memory
 from training.checkpoint import directory_bytes, gathered_state, write_checkpoint
 from training.data import read_rows
 from training.job import Runtime, TrainJob, checkpoint_directory, point_name
@@ -33,7 +34,6 @@ from training.pack_model import PackModel, Part
 from training.pack_scores import Scored, read_items, score_items
 from training.pack_state import PackState, pack_sha256, read_pack_state, write_pack_state
 from training.pack_trial import Trial, adapter_name, check_job
-from training.passes import is_out_of_memory
 from training.probe import PROBE_ROWS, continued, probe_item
 from training.telemetry import peak_memory_bytes
 

@@ -35,6 +35,10 @@ from training.loss import usable
 from training.model import Trainee, build, linear_choice
 from training.packing import Layout
 
+# Adapters of a base in 16 bits are kept and updated in fp32, and rounded for each product: steps of
+# AdamW are often smaller than what 8 bits of bf16 can tell apart.
+HALF = (torch.bfloat16, torch.float16)
+
 
 class Part(NamedTuple):
     """Rows that an adapter forwards together."""
@@ -73,7 +77,8 @@ class PackLinear(PeftLinear):
         if name not in self.lora_A:
             return None
         a, b = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
-        return Adapter(a.weight, b.weight, self.scaling[name])
+        dtype = cast(Any, self.get_base_layer()).weight.dtype
+        return Adapter(a.weight.to(dtype), b.weight.to(dtype), self.scaling[name])
 
 
 class PackModel:
@@ -226,6 +231,9 @@ class PackModel:
                     expected="plain linear layers, which trials can share in a pack",
                     remedy="train its trials one by one",
                 )
+            for side in (module.lora_A[adapter], module.lora_B[adapter]):
+                if side.weight.dtype in HALF:
+                    side.float()
             module.__class__ = PackLinear
             module.impl, module.ranges = self._impl, self._ranges  # type: ignore[assignment]
         self._train_all()

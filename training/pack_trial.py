@@ -272,7 +272,7 @@ def check_job(job: TrainJob, *, first: TrainJob, taken: Sequence[int]) -> None:
         taken: numbers of the trials that were ever in it.
 
     Raises:
-        ConfigError: another method than plain LoRA, 16 bits, or another model or rows.
+        ConfigError: another method than plain LoRA, or another model or rows.
     """
     where = f"arms.{job.arm_name}"
     method = job.method
@@ -285,8 +285,6 @@ def check_job(job: TrainJob, *, first: TrainJob, taken: Sequence[int]) -> None:
             f"lora_dropout={method.lora_dropout}",
             expected="plain LoRA adapters without dropout over a base that is not quantised",
         )
-    if job.dtype not in ("float32", "float64"):
-        raise _refusal("dtype", found=job.dtype, expected="float32: no fp32 masters are kept here")
     if job.world_size != 1:
         raise _refusal("world_size", found=str(job.world_size), expected="one worker for a pack")
     if job.trial is None or job.trial in taken:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from conf.errors import JobFailed
 from conf.records import RenderedExample
+from kernels.memory import is_out_of_memory
 from training.agree import number_from_rank_0
 from training.data import make_batch
 from training.engine import Engine
@@ -168,13 +169,6 @@ def draw_seed(seed: int, step: int, global_rank: int) -> int:
     """
     digest = hashlib.sha256(f"draws {seed} {step} {global_rank}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on CPU, where torch raises a plain RuntimeError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "DefaultCPUAllocator" in str(error)
 
 
 def _known_rows(job: TrainJob) -> int:

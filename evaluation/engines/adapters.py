@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from conf.errors import ModelError
-from evaluation.engines.loading import is_out_of_memory, load_adapter, unload_adapter
+from evaluation.engines.loading import load_adapter, unload_adapter
 from kernels.linear import Linear, Packed
+from kernels.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,6 +38,11 @@ class Adapters:
         self._modules = dict(model.named_modules())
         self._wrapped: PeftModel | None = None
         self._merged: list[Linear] = []
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether an adapter stands around layers now, rather than merged into their packs."""
+        return self._wrapped is not None
 
     @torch.no_grad()
     def set(self, path: Path | None) -> None:

@@ -26,9 +26,9 @@ from evaluation.engines.forest import Forest, Pass, build_forest, common_length,
 from evaluation.engines.forest_bill import ForestBill
 from evaluation.engines.forest_decoding import Decoder, Ended, Generating, Mode, S, Searching
 from evaluation.engines.forest_model import ForestModel
-from evaluation.engines.loading import is_out_of_memory
 from evaluation.engines.memory import RowsPerPass
 from kernels.dispatch import Choice
+from kernels.memory import is_out_of_memory
 from kernels.token_logprobs import token_logprobs
 
 NO_MEMORY = "not enough memory for this request alone"

@@ -4,7 +4,8 @@
     slots   keys and values of each live row's own tokens while it decodes: B slots of C columns
 
 The model's own code runs unchanged: it is switched to an attention function of this file, through
-transformers' attention interface, and its linear layers to kernels.linear where that is faster.
+transformers' attention interface, and its linear layers to kernels.linear where that is faster. A
+model of a plain form with packed layers runs through plain_layers.py instead, checked against it.
 Shapes: T rows of a pass, P rows of the stack, n live rows, D width, Hq and Hkv heads, d head width.
 """
 
@@ -26,6 +27,7 @@ from evaluation.engines.adapters import Adapters, weight_and_bias
 from evaluation.engines.forest import Forest, Pass
 from evaluation.engines.kv import Fill, KvStack, Slots
 from evaluation.engines.loading import head, load_model, takes_free_mask
+from evaluation.engines.plain_layers import PlainLayers
 from kernels.dispatch import Choice
 from kernels.linear import choose_linear, swap_linear
 from kernels.segments import Segments
@@ -34,6 +36,7 @@ from kernels.token_logprobs import Head
 
 ATTENTION = "crossover_forest"
 MAX_CHECK_ERROR = 1e-2  # relative; 16-bit weights round, a wrong mask is off by more
+MAX_LAYERS_ERROR = 1e-4  # relative; plain layers are fp32
 PACKED_SHARE = 0.25  # of free memory that a second, packed copy of the weights may take
 EXTRAS = ("softcap", "s_aux", "sliding_window", "position_bias")  # what our attention has not
 
@@ -119,17 +122,17 @@ class _Decode:
     depth: int
     slots: Slots
     columns: Tensor
+    live: Tensor  # 0..n-1
     segments: Segments
     impl: str
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        live = torch.arange(query.shape[1], device=query.device)
-        self.slots.write(layer, live, self.columns, key, value)
+        self.slots.write(layer, self.live, self.columns, key, value)
         prefix_key, prefix_value = self.stack.read(layer, self.depth, key)
         return shared_prefix_attention(
             query,
-            self.slots.keys[layer][:, : len(live)].flatten(1, 2),
-            self.slots.values[layer][:, : len(live)].flatten(1, 2),
+            self.slots.keys[layer][:, : len(self.live)].flatten(1, 2),
+            self.slots.values[layer][:, : len(self.live)].flatten(1, 2),
             prefix_key=prefix_key,
             prefix_value=prefix_value,
             segments=self.segments,
@@ -169,7 +172,9 @@ class ForestModel:
         self._adapters = Adapters(self._model)
         self._adapter_path: Path | None = None
         self._hook = self._count_rows()
-        self._check_attention()
+        self._layers: PlainLayers | None = None  # while None, transformers' modules run
+        expected = self._check_attention()
+        self._is_plain_form = self._check_layers(expected)
         self.head = self._prepared_head()
         self._plain_head, self._is_plain = head(self._model), True
 
@@ -197,6 +202,9 @@ class ForestModel:
         if head(self._model) is not self._plain_head or not self._is_plain:
             self.head = self._prepared_head()
             self._is_plain = head(self._model) is self._plain_head
+        if self._is_plain_form:
+            is_wrapped = self._adapters.is_wrapped
+            self._layers = None if is_wrapped else PlainLayers.of(self._model.base_model)
         self._hook.remove()  # an adapter may have wrapped the embedding
         self._hook = self._count_rows()
 
@@ -207,23 +215,48 @@ class ForestModel:
         return self._model.get_input_embeddings().register_forward_pre_hook(count)
 
     @torch.no_grad()
-    def _check_attention(self) -> None:
-        """Compare a small tree with the model's own attention on its two paths.
+    def _check_attention(self) -> Tensor:
+        """Compare a small tree with the model's own attention on its two paths; returns the tree.
 
         A model that ignores our attention computes the tree as a chain, and is found out here.
         """
-        ids = torch.arange(3, 11, device=self.device)  # 0..4, then the branches 5 6 and 7
-        places = torch.tensor([0, 1, 2, 3, 4, 5, 6, 5], device=self.device)
+        ids, places = self._check_tree()
         paths = ([0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 7])
         expected = torch.stack([self._own_hidden(ids[path])[-1] for path in paths])
         self._model.set_attn_implementation(ATTENTION)
-        work = Pass(low=0, high=8, depth=0, starts=(0,), kept=0, pushed=())
-        segments = Segments.trees([[8, 8, 8, 8, 8, 7, 7, 8]], device=self.device)
-        found = self._run(ids, places, _Prefill(self.stack, work, segments, self._attention_impl))
-        self.rows = 0
+        found = self._run_tree()
         worst = (found[[6, 7]] - expected).abs().max().item()
         if not worst <= MAX_CHECK_ERROR * max(1.0, expected.abs().max().item()):
             raise NotPlainAttention(f"attention of its own kind (a tree is off by {worst:.3g})")
+        return found
+
+    @torch.no_grad()
+    def _check_layers(self, expected: Tensor) -> bool:
+        """Take the loop over plain layers if the model has that form and gives the same tree."""
+        self._layers = PlainLayers.of(self._model.base_model)
+        if self._layers is None:
+            return False
+        worst = (self._run_tree() - expected).abs().max().item()
+        if worst <= MAX_LAYERS_ERROR * max(1.0, expected.abs().max().item()):
+            self.kernels["linear"] += "; plain layers in one loop"
+            return True
+        self._layers = None
+        self.kernels["linear"] += f"; plain layers would be off by {worst:.3g}"
+        return False
+
+    def _check_tree(self) -> tuple[Tensor, Tensor]:
+        """Tokens and positions of the tree 0..4, then the branches 5 6 and 7."""
+        ids = torch.arange(3, 11, device=self.device)
+        return ids, torch.tensor([0, 1, 2, 3, 4, 5, 6, 5], device=self.device)
+
+    def _run_tree(self) -> Tensor:
+        work = Pass(low=0, high=8, depth=0, starts=(0,), kept=0, pushed=())
+        segments = Segments.trees([[8, 8, 8, 8, 8, 7, 7, 8]], device=self.device)
+        found = self._run(
+            *self._check_tree(), _Prefill(self.stack, work, segments, self._attention_impl)
+        )
+        self.rows = 0
+        return found
 
     def _own_hidden(self, ids: Tensor) -> Tensor:
         hidden: Tensor = self._model.base_model(
@@ -231,7 +264,7 @@ class ForestModel:
         ).last_hidden_state
         return hidden[0]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def prefill(
         self,
         forest: Forest,
@@ -261,7 +294,7 @@ class ForestModel:
         self._note_kv(slots, state.own_bytes)
         return hidden
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def decode(
         self, slots: Slots, *, tokens: Sequence[int], places: Sequence[int], depth: int
     ) -> Tensor:
@@ -272,7 +305,10 @@ class ForestModel:
         live = len(tokens)
         columns = torch.tensor(slots.lengths[:live], device=self.device)
         segments = Segments.slots(columns, slots.ends[:live], capacity=slots.capacity)
-        state = _Decode(self.stack, depth, slots, columns, segments, self._attention_impl)
+        places_of_live = torch.arange(live, device=self.device)
+        state = _Decode(
+            self.stack, depth, slots, columns, places_of_live, segments, self._attention_impl
+        )
         hidden = self._run(
             torch.tensor(tokens, device=self.device),
             torch.tensor(places, device=self.device),
@@ -288,6 +324,8 @@ class ForestModel:
         self.most_kv_bytes = max(self.most_kv_bytes, held)
 
     def _run(self, tokens: Tensor, places: Tensor, state: _Attends) -> Tensor:
+        if self._layers is not None:
+            return self._layers.hidden(tokens, places, state.attend)
         with _attending(state):
             hidden: Tensor = self._model.base_model(
                 input_ids=tokens[None], position_ids=places[None], use_cache=False

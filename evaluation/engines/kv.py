@@ -107,6 +107,7 @@ class Slots:
         """Bytes of all columns, used or not."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
+    @torch.inference_mode()  # as the passes that write them: elsewhere these tensors are read only
     def move(self, source: int, target: int) -> None:
         """Let slot `target` hold what slot `source` holds."""
         if source != target:

@@ -147,11 +147,3 @@ def unload_adapter(
     for name, module in modules.items():
         if name and model.get_submodule(name) is not module:
             model.set_submodule(name, module)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine, had not enough memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return "can't allocate memory" in text or "not enough memory" in text

@@ -22,8 +22,8 @@ from evaluation.engines.base import (
 )
 from evaluation.engines.decoding import Completion, check_finite, decode_batch, start
 from evaluation.engines.forward import CountedModel
-from evaluation.engines.loading import is_out_of_memory
 from evaluation.engines.rows import Done, Row, chain, in_batches, label_tree, paths
+from kernels.memory import is_out_of_memory
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ function draw() {
       layout[axis].linecolor = color("line");
     }
     // A narrow legend has a line per arm: give it room, so that the plot keeps its own.
-    if (layout.showlegend && place.clientWidth < 560) layout.height += 17 * figure.data.length;
+    if (layout.showlegend && place.clientWidth < 560) layout.height += 17 * figure.data.filter(t => t.showlegend !== false).length;
     Plotly.react(place, themed(figure.data), layout, { displayModeBar: false, responsive: true });
   }
 }

@@ -15,6 +15,7 @@ from tests.benchmarks.comparing import (
     count_gates,
     seconds_per_item,
 )
+from tests.benchmarks.decode_bound import decode_bound
 from tests.benchmarks.harness import Result, best_of, measure, timed
 from tests.benchmarks.parity import Gap
 from tests.benchmarks.workloads import Workload
@@ -73,6 +74,8 @@ def generation(setup: Setup) -> list[Result]:
             },
         }
         add_gate(result, gates["generate"], is_gated=setup.engine == "forest")
+        if peer is not static:
+            _add_decode_bound(result, setup, chunks[0], rows=gates["generate"].rows)
         results.append(result)
     same_linear = peers.static_arm(load_model(setup.model_dir), batch=static.settings["batch_size"])
     per_request = statistics.median(traces[cold.name].seconds) / items
@@ -81,6 +84,18 @@ def generation(setup: Setup) -> list[Result]:
     if vllm:
         vllm.close()
     return results
+
+
+def _add_decode_bound(result: Result, setup: Setup, chunk: Workload, *, rows: int) -> None:
+    """The ratio if our side spent time on its matrix products alone; rows: a cold run's."""
+    decoded = sum(chunk.new_tokens) - len(chunk.new_tokens)
+    prompt_rows = rows - chunk.prefix_tokens - decoded
+    found = decode_bound(setup.model_dir, new_tokens=chunk.new_tokens, prompt_rows=prompt_rows)
+    seconds = result.peer * len(chunk.items)
+    result.more["decode_bound"] = found | {
+        "ratio_of_products_alone": seconds / found["products_seconds"],
+        "ratio_of_memory_alone": seconds / found["memory_seconds"],
+    }
 
 
 def keep_prefix(engine: Any, warming: Workload) -> None:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESAMPLES = 10_000
 BOUND_MARGIN = 1.1
 SETTLE_SECONDS = 0.3  # OpenMP's threads of the side before spin for up to 0.2 s
-PACKAGES = ("crossover", "torch", "transformers", "tokenizers", "numpy", "lm-eval", "trl")
+PACKAGES = "crossover torch transformers tokenizers numpy peft ray lm-eval trl".split()
 # glibc gives large blocks back after each step and faults them in again: 1.2 to 1.7 times slower.
 # All sides get the same, vLLM's process too.
 ALLOCATOR = {

@@ -93,7 +93,7 @@ class Solo:
     optimizers: list[torch.optim.Optimizer]
 
     @classmethod
-    def load(cls, setup: Setup, *, is_swapped: bool = False) -> Solo:
+    def load(cls, setup: Setup, *, is_swapped: bool = False, adapters: int = ADAPTERS) -> Solo:
         """The same adapters; only the active one is in a pass. is_swapped: our linear products."""
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
@@ -101,7 +101,7 @@ class Solo:
         model: Any = AutoModelForCausalLM.from_pretrained(
             setup.model_dir, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
-        for trial in range(ADAPTERS):
+        for trial in range(adapters):
             config = LoraConfig(
                 r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
             )
@@ -113,7 +113,7 @@ class Solo:
         if is_swapped:
             swap_linear(model, is_packed=False)
         optimizers = []
-        for trial in range(ADAPTERS):
+        for trial in range(adapters):
             own = [p for n, p in model.named_parameters() if f".solo_{trial}." in n]
             optimizers.append(_adamw(own))
         return cls(model=model.train(), optimizers=optimizers)
@@ -148,7 +148,7 @@ def packed_adapters(setup: Setup, key: str) -> list[Result]:
     count = ADAPTERS * rows * (steps + 1)
     data = banking77(setup.model_dir, setup.data, rows=count, chunks=rounds)
     chunks = [
-        _batches(_cut(chunk, longest=min(tokens, 64)), rows_a_batch=rows) for chunk in data.chunks
+        _batches(cut(chunk, longest=min(tokens, 64)), rows_a_batch=rows) for chunk in data.chunks
     ]
     mine, peer = Packed.load(setup), Solo.load(setup)
     parity = _parity(mine.step(chunks[0][0]), peer.step(chunks[0][0]))
@@ -214,7 +214,7 @@ def _batches(rows: Rows, *, rows_a_batch: int) -> list[list[Rows]]:
     return [batches[i : i + ADAPTERS] for i in range(0, len(batches), ADAPTERS)]
 
 
-def _cut(rows: Rows, *, longest: int) -> list[RenderedExample]:
+def cut(rows: Rows, *, longest: int) -> list[RenderedExample]:
     """Rows of at most so many tokens: their ends, where the targets are."""
     return [
         RenderedExample(

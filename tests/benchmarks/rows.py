@@ -14,6 +14,7 @@ from tests.benchmarks.generation_rows import GENERATION, generation
 from tests.benchmarks.harness import Result
 from tests.benchmarks.loss_rows import LOSSES, lora_step, loss_rows
 from tests.benchmarks.memory_rows import peak_memory
+from tests.benchmarks.pack_memory import pack_memory
 from tests.benchmarks.pack_rows import PACKS, packed_adapters
 from tests.benchmarks.planner_rows import PLANNER, loop_overhead, planner_seconds
 from tests.benchmarks.scoring_rows import (
@@ -22,6 +23,8 @@ from tests.benchmarks.scoring_rows import (
     against_replicated,
     wordings,
 )
+from tests.benchmarks.search_rows import SEARCHES, halved_wordings
+from tests.benchmarks.sweep_rows import sweep_halving, sweep_makespan
 from tests.benchmarks.training_rows import TRAINING, against_trl
 
 MEMORY = ("banking77_8shot", "two_labels_16shot")
@@ -41,6 +44,10 @@ def benchmarks() -> dict[str, Callable[[Setup], list[Result]]]:
         found[key] = functools.partial(against_trl, key=key)
     for key in PACKS:
         found[key] = functools.partial(packed_adapters, key=key)
+    for key in SEARCHES:
+        found[key] = functools.partial(halved_wordings, key=key)
+    found |= {"pack_memory": pack_memory}
+    found |= {"sweep_makespan": sweep_makespan, "sweep_halving": sweep_halving}
     found |= {"loss": loss_rows, "lora_layer": lora_step}
     found |= {"loop_overhead": loop_overhead, "planner_seconds": planner_seconds}
     return found

@@ -174,9 +174,12 @@ def test_the_last_value_is_what_the_saved_weights_answer(
         places = [i for i, hit in enumerate(row.target_mask) if hit]
         total = sum(float(logprobs[i - 1, row.input_ids[i]]) for i in places)
         scores.setdefault(row.item_id, []).append((total, row.is_reference))
-    right = [max(labels)[1] for labels in scores.values()]
+    sums = torch.tensor([[value for value, _ in labels] for labels in scores.values()])
+    right = torch.tensor([[hit for _, hit in labels] for labels in scores.values()])
     assert len(right) == len(topic_task.items["validation"])
-    assert choice.value.value == pytest.approx(sum(right) / len(right))
+    ways = [sums, sums - sums.softmax(1).mean(0).log()]
+    found = [float(right.gather(1, w.argmax(1, keepdim=True)).double().mean()) for w in ways]
+    assert choice.value.value == pytest.approx(max(found))
 
 
 @pytest.mark.parametrize(
@@ -299,3 +302,23 @@ def test_a_search_that_is_asked_to_stop_goes_on(make_search: Make) -> None:
             stops += 1
     assert stops == max(t.steps for t in told.of(TrialRecord)) - 1
     assert outcome(told) == outcome(whole)
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
+def test_the_halved_choice_is_within_a_standard_error_of_the_grids_best(
+    seed: int, make_search: Make
+) -> None:
+    asked = [f"sweep.seed={seed}", "sweep.trials=9", "trainer.epochs=4"]
+    grid = run(make_search(*asked, "sweep.halving.enabled=false", name="grid"))
+    halved = run(make_search(*asked))
+    last = {r.trial: r.value for r in grid.of(RungRecord)}
+    best = max(v.value for v in last.values())
+    choice = chosen(halved.records)
+    assert choice is not None
+    found = last[choice.trials[0]]
+    error = math.sqrt(best * (1 - best) / found.n)
+    assert found.value >= best - error
+    tokens = [sum(t.tokens for t in told.of(TrialRecord)) for told in (halved, grid)]
+    assert tokens[0] < tokens[1]

@@ -53,6 +53,15 @@ def launch(*arguments: str, cwd: Path = ROOT) -> Done:
         (["+exp=lora", "cluster.workers=64"], ["cluster.workers", "64"]),
         (["+exp=label_curve"], ["not built yet", "+exp=compare"]),
         (["+exp=lora", "-m", "trainer.epochs=1,abc"], ["combination trainer.epochs=abc"]),
+        (
+            ["+exp=lora", "trainer.keep=best", "trainer.num_points=4", "trainer.max_steps=3"],
+            ["trainer.num_points", "3 optimizer steps", "write trainer.num_points=3"],
+        ),
+        (["+exp=sweep", "+sweep.space.lora.nope=[1,2]"], ["sweep.space.lora.nope"]),
+        (["+exp=sweep", "sweep.budget.max_tokens=1000"], ["sweep.budget.max_tokens", "1000"]),
+        (["+exp=sweep", "trainer.keep=best", "trainer.num_points=4"], ["keep", "last"]),
+        (["+exp=sweep", "arms.lora.use_dora=true"], ["not built yet", "DoRA"]),
+        (["+exp=full", "sweep=grid", "+sweep.space.full={trainer.epochs:[1,2]}"], ["method full"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

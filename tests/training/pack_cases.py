@@ -101,6 +101,8 @@ def plain_batches(job, count):
 def plain_rate(job, step):
     total, peak = job.trainer.max_steps, job.learning_rate
     warm = max(1, math.ceil(total / 10))
+    if step < warm:
+        return peak * step / warm
     past = (step - warm) / (total - warm + 1)
     shape = {"linear": 1 - past, "cosine": (1 + math.cos(math.pi * past)) / 2, "constant": 1.0}
     return peak * shape[job.trainer.schedule.name]

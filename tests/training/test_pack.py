@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import training.pack_model as pack_model
 from conf.choices import Schedule
@@ -177,3 +178,23 @@ def test_all_trials_failing(make_trial, run_pack):
     wild = (8, 1e30, 9.0, [], 7, 6, 1e8, Schedule.constant)
     outcomes, _ = run_pack([make_trial(k, wild, dtype="float32") for k in (0, 1)])
     assert [outcomes[k].status for k in (0, 1)] == ["failed"] * 2
+
+
+def test_adapters_of_a_bf16_base_are_kept_in_fp32(make_trial, run_pack):
+    """Their steps are smaller than bf16 tells apart, and add up all the same."""
+    rate = 1e-5
+    setting = (4, 8.0, rate, ["q_proj"], 0, 6, None, Schedule.constant)
+    half, _ = run_pack([make_trial(0, setting, dtype="bfloat16", steps=8)])
+    full, _ = run_pack([make_trial(1, setting, dtype="float32", steps=8)])
+    found, wanted = saved_weights(half[0]), saved_weights(full[1])
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    for name, weight in wanted.items():
+        if "lora_B" in name:  # begins at 0
+            moved = weight.abs() > 4 * rate
+            assert moved.any()
+            gap = (found[name] - weight).abs()[moved] / weight.abs()[moved]
+            assert float(gap.median()) < 0.1
+        else:
+            drawn = (found[name] - weight).abs().max()
+            assert float((found[name] - found[name].bfloat16().float()).abs().max()) > 0
+            assert float(drawn) < 1e-2

@@ -146,3 +146,18 @@ def test_a_partly_wrong_list_of_layers_is_refused(base_dir: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(str(base_dir))
     with pytest.raises(ConfigError, match=r"(?s)arms\.mine\.peft\.target_modules.*no_such_layer"):
         with_adapters(base, method, arm_name="mine", seed=0)
+
+
+def test_memory_that_runs_out_is_not_an_argument_that_peft_refuses(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(peft, "get_peft_model", full)
+    model = AutoModelForCausalLM.from_pretrained(base_dir)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        with_adapters(model, PeftMethod(peft_type="IA3"), arm_name="a", seed=0)
