@@ -1,14 +1,15 @@
 """`python -m launch.compare RUN RUN ..`: arms of finished runs, paired on the items they share.
 
 Runs on different tasks have no items to pair: they give a table of arms x tasks. The directory of a
-sweep stands for its runs.
+sweep stands for its runs. An arm that was searched is shown with the setting its search chose, and
+what the search took; it answers the test items as any other arm does, so that both compare.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from conf.errors import DataError
 from conf.results import Pair
+from conf.search_results import SearchResult
 from evaluation.arm_summary import ArmSummary
 from evaluation.report_tables import SimpleTable
 from evaluation.run_records import RunRecords
@@ -104,13 +106,36 @@ def paired(runs: list[RunRecords], *, leave_out: Collection[str] = ()) -> tuple[
     return tuple(p for p in pairs if p.a.split("/")[0] != p.b.split("/")[0] and p.n)
 
 
-def pair_table(pairs: tuple[Pair, ...]) -> SimpleTable:
-    """The pairs, largest difference first."""
+def searches_of(runs: list[RunRecords]) -> dict[str, SearchResult]:
+    """The searches of all runs, by `<run>/<arm>`."""
+    from evaluation.arm_summary import Settings
+    from evaluation.summary import all_searches
+
+    found: dict[str, SearchResult] = {}
+    for records in runs:
+        settings = Settings(decision=records.decision, pricing=records.pricing)
+        searches = all_searches(records, settings=settings)
+        found |= {f"{records.name}/{arm}": search for arm, search in searches.items()}
+    return found
+
+
+def pair_table(
+    pairs: tuple[Pair, ...], *, searches: Mapping[str, SearchResult] | None = None
+) -> SimpleTable:
+    """The pairs, largest difference first.
+
+    Args:
+        pairs: of arms as `<run>/<arm>`.
+        searches: of these arms; each is shown with the setting that was chosen.
+    """
+    chosen = {name: search.chosen for name, search in (searches or {}).items()}
+    names = {name: f"{name} ({setting.label})" for name, setting in chosen.items() if setting}
     rows = []
     for pair in sorted(pairs, key=lambda p: -abs(p.difference or 0.0)):
         interval = "" if pair.low is None else f"{pair.low:+.3f} to {pair.high:+.3f}"
         p_value = "" if pair.p_adjusted is None else f"{pair.p_adjusted:.3g}"
-        rows.append((pair.a, pair.b, f"{pair.difference:+.3f}", interval, p_value, str(pair.n)))
+        a, b = names.get(pair.a, pair.a), names.get(pair.b, pair.b)
+        rows.append((a, b, f"{pair.difference:+.3f}", interval, p_value, str(pair.n)))
     headings = ("a", "b", "a - b", "interval", "p (Holm)", "n")
     return SimpleTable(headings=headings, rows=tuple(rows))
 
@@ -132,17 +157,22 @@ def show_table(table: SimpleTable, console: Console, *, max_rows: int | None = N
 
 def main(paths: list[Path]) -> int:
     """Compare and print."""
+    from evaluation.search_tables import searches_table
     from evaluation.task_table import are_of_several_tasks, task_table
 
     runs, console = read_runs(runs_of(paths)), Console()
+    searches = searches_of(runs)
     if are_of_several_tasks(runs):
         show_table(task_table(runs), console)
     if have_one_scoring(runs):
         pairs = paired(runs)
         if pairs:
-            show_table(pair_table(pairs), console)
+            show_table(pair_table(pairs, searches=searches), console)
         else:
             console.print("No two arms of different runs answered an item of the same content.")
+    if searches:
+        console.print("\n[bold]Searches[/bold]", highlight=False)
+        show_table(searches_table(searches), console)
     return 0
 
 

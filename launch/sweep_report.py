@@ -12,9 +12,10 @@ from conf.errors import EXIT_ARM_FAILED, EXIT_BUDGET, EXIT_DONE, EXIT_INTERRUPTE
 from conf.results import Pair
 from evaluation.report_tables import SimpleTable
 from evaluation.run_records import RunRecords, read_run
+from evaluation.search_tables import searches_table
 from evaluation.sweep_table import SweepRow, render_page, render_text, runs_table
 from evaluation.task_table import are_of_several_tasks, task_table
-from launch.compare import have_one_scoring, pair_table, paired, show_table
+from launch.compare import have_one_scoring, pair_table, paired, searches_of, show_table
 from launch.store import write_atomically, write_json
 
 STATUSES = {
@@ -92,9 +93,12 @@ def write(sweep: Sweep) -> list[tuple[str, SimpleTable]]:
     names = {str(r.task.get("name")) for r in records}
     if len(names) > 1 and are_of_several_tasks(records):
         tables.append(("Arms and tasks", task_table(records)))
+    searches = searches_of(records)
+    if searches:
+        tables.append(("Searches", searches_table(searches)))
     if pairs:
         note = "A pair is `run/arm`, on the items both answered; p is adjusted over all pairs."
-        tables.append((PAIRS, replace(pair_table(pairs), note=note)))
+        tables.append((PAIRS, replace(pair_table(pairs, searches=searches), note=note)))
     facts = [("command", sweep.command), *((f"run {r.number}", str(r.path)) for r in sweep.runs)]
     write_atomically(sweep.path / "report.md", render_text(sweep.name, tables, facts=facts))
     write_atomically(sweep.path / "report.html", render_page(sweep.name, tables, facts=facts))

@@ -294,5 +294,5 @@ def test_in_a_browser(written: ReportPaths, tmp_path: Path, width: int) -> None:
     found = in_browser(tmp_path, written.html, width=width)
     assert found["errors"] == [] and found["console"] == []
     assert found["inner"] == width and int(str(found["scroll"])) <= width
-    assert found["plots"] == len(re.findall('id="plot-', written.html.read_text()))
+    assert found["plots"] == 3 * len(re.findall('id="plot-', written.html.read_text()))
     assert found["hacked"] is None and found["fetched"] == []
