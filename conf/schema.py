@@ -11,23 +11,19 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from conf.groups import (
+from conf.groups import EngineConfig, ModelConfig, TaskConfig, TrainerConfig, ZeroConfig
+from conf.methods import METHODS, Method, SourceConfig
+from conf.run_groups import (
     BudgetConfig,
     ClusterConfig,
     DecisionConfig,
-    EngineConfig,
     GeneralConfig,
     KernelsConfig,
-    ModelConfig,
     PricingConfig,
     ReportConfig,
     RunSection,
-    TaskConfig,
     TrackingConfig,
-    TrainerConfig,
-    ZeroConfig,
 )
-from conf.methods import METHODS, Method, SourceConfig
 from conf.sweeps import SweepConfig
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from conf.groups import DecisionConfig, PricingConfig
 from conf.records import Measured
 from conf.results import ArmResult, Cost, Latency, Metric, Tokens, TrainCost, Variance
+from conf.run_groups import DecisionConfig, PricingConfig
 from evaluation import arm_scores, cost
 from evaluation.arm_scores import Request
 from evaluation.run_records import RunRecords

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conf.groups import PricingConfig
 from conf.records import LedgerLine, Measured
+from conf.run_groups import PricingConfig
 from evaluation.statistics import NUM_RESAMPLES, mean_interval, percentile_interval
 
 SECONDS_PER_HOUR = 3600.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conf.groups import DecisionConfig
 from conf.results import Pair, Recommendation
+from conf.run_groups import DecisionConfig
 from evaluation import wording
 from evaluation.decision_rules import (
     LIMITS,

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 
-from conf.groups import DecisionConfig
 from conf.results import ArmResult, Pair
+from conf.run_groups import DecisionConfig
 from evaluation.statistics import items_to_decide, normal_quantile
 
 LIMITS = (

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from conf.errors import DataError
-from conf.groups import DecisionConfig, PricingConfig
 from conf.records import (
     AnswerRule,
     CurvePoint,
@@ -28,6 +27,7 @@ from conf.records import (
     from_dict,
 )
 from conf.results import CHECKPOINT_CHOSEN, CheckpointChoice
+from conf.run_groups import DecisionConfig, PricingConfig
 from evaluation.search_records import SearchRecords, search_records
 
 T = TypeVar("T")

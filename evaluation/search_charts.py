@@ -42,7 +42,8 @@ def place_of_rung(search: SearchResult, rung: int | None) -> str:
     at = search.rungs.get(str(rung))
     if at is None:
         return "at no rung"
-    return f"after {at} steps" if search.totals.unit == "steps" else f"on {at} items"
+    unit = search.totals.unit if at != 1 else search.totals.unit.removesuffix("s")
+    return f"{'after' if search.totals.unit == 'steps' else 'on'} {at} {unit}"
 
 
 def _alike(results: Results) -> list[tuple[int, SearchResult]]:

@@ -181,7 +181,8 @@ def searches_table(searches: Mapping[str, SearchResult]) -> SimpleTable:
                 name,
                 chosen.label if chosen else "none: the search did not end",
                 value_text(search.choice.value, search) if search.choice else wording.UNKNOWN,
-                f"{totals.settings} ({_counted(totals.trials, 'trial')})",
+                str(totals.settings),
+                str(totals.trials),
                 wording.count(totals.tokens),
                 wording.seconds(totals.device_seconds),
                 wording.usd(totals.usd),
@@ -190,8 +191,8 @@ def searches_table(searches: Mapping[str, SearchResult]) -> SimpleTable:
         )
     return SimpleTable(
         headings=(
-            *("arm", "chosen setting", "value on validation", "settings", "tokens"),
-            *("device time", "USD", "of the whole grid"),
+            *("arm", "chosen setting", "value on validation", "settings", "trials"),
+            *("tokens", "device time", "USD", "of the whole grid"),
         ),
         rows=tuple(rows),
         note="The value is the best of several and flatters; pairs are on test items. Of the whole"

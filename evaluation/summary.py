@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
-from conf.groups import DecisionConfig, PricingConfig
 from conf.hashing import plain
 from conf.results import BreakEven, Pair, Results
+from conf.run_groups import DecisionConfig, PricingConfig
 from conf.search_results import SearchResult
 from evaluation import cost
 from evaluation.arm_summary import ArmSummary, Settings, summarise_arm

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from conf.errors import ConfigError
-from conf.groups import BudgetConfig, PricingConfig
+from conf.run_groups import BudgetConfig, PricingConfig
 from conf.schema import RunConfig
 from launch.placement import Machine
 from launch.planned import SEARCH_KINDS, Job, Plan

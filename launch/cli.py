@@ -25,7 +25,7 @@ from conf.errors import (
 )
 
 if importlib.util.find_spec("hydra") is not None:
-    from conf import groups, methods, schema
+    from conf import groups, methods, run_groups, schema, sweeps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -182,7 +182,8 @@ def explained(text: str) -> str:
 
 def _known_keys(key: str, class_name: str) -> str:
     """The closest key of a schema class, or all of them."""
-    found = (getattr(m, class_name, None) for m in (schema, groups, methods))
+    modules = (schema, groups, run_groups, methods, sweeps)
+    found = (getattr(m, class_name, None) for m in modules)
     cls = next((c for c in found if c is not None), None)
     if not dataclasses.is_dataclass(cls):
         return ""

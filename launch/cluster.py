@@ -14,7 +14,7 @@ from typing import Any
 from conf.choices import Device
 from conf.devices import DEVICES
 from conf.errors import ClusterError, NotBuiltYet
-from conf.groups import ClusterConfig
+from conf.run_groups import ClusterConfig
 from launch import watchdog
 from launch.placement import Machine
 

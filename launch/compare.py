@@ -144,7 +144,7 @@ def show_table(table: SimpleTable, console: Console, *, max_rows: int | None = N
     """Print a table and its note; a last line counts what is left out."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for place, heading in enumerate(table.headings):
-        shown.add_column(heading, justify="right" if place else "left")
+        shown.add_column(heading, justify="right" if place else "left", overflow="fold")
     for row in table.rows[:max_rows]:
         shown.add_row(*map(escape, row))
     console.print(shown)

@@ -9,7 +9,7 @@ from typing import Any
 
 from conf.errors import Refused
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary
-from conf.sweep_records import RungRecord, SweepChoice
+from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
 from launch.attempts import (
     Steps,
     ask_to_stop,
@@ -34,6 +34,7 @@ RESUMABLE = (
     *("instructions", "instructions_base"),
 )
 Paid = LedgerLine | TrainRecord | RungRecord
+OF_TRIALS = (RungRecord, TrialRecord, SweepChoice)  # what the tracker is told of a search
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,6 +66,9 @@ class Recorder:
             # The bill is stated anew with each start; this invocation's own records are there.
             if isinstance(event, LedgerLine) or state.attempts == 1:
                 self._show(event, job)
+            if isinstance(event, OF_TRIALS) and state.attempts == 1:
+                shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
+                self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
         if job.kind in TRAINING_KINDS:
             self._resume_steps(state, [e for e in kept if isinstance(e, TrainRecord)])
 

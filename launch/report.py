@@ -13,7 +13,7 @@ from typing import Any
 
 from conf.choices import ReportText
 from conf.errors import ConfigError, DataError
-from conf.groups import DecisionConfig, PriceConfig, PricingConfig
+from conf.run_groups import DecisionConfig, PriceConfig, PricingConfig
 from launch.cli import guarded
 from launch.compose import compose_config
 from launch.overrides import key_of

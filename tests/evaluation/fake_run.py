@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
-from conf.groups import DecisionConfig, PriceConfig, PricingConfig
 from conf.hashing import plain, sha256_of
 from conf.records import (
     AnswerRule,
@@ -23,6 +22,7 @@ from conf.records import (
     TrainRecord,
     TrainSummary,
 )
+from conf.run_groups import DecisionConfig, PriceConfig, PricingConfig
 from evaluation.general_set import general_items
 from evaluation.statistics import wilson
 

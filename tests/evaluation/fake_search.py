@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.hashing import plain
-from conf.records import JournalEvent, LedgerLine, Measured, TrainRecord
+from conf.records import JournalEvent, LedgerLine, TrainRecord
 from conf.sweep_records import SEARCH_EVENTS, RungDecision, RungRecord, SweepChoice, TrialRecord
 from evaluation.statistics import mean_interval
 from tests.evaluation import fake_run
@@ -118,13 +118,28 @@ def _search(
             )
         )
         live = [t for t in live if trials[t][0] in kept]
+    made.events += _rows(made, settings, trials, reached, ended)
+    best = max({trials[t][0] for t in live}, key=lambda s: (means[s], -s))
+    made.events.append(_choice(made, best, trials, live, settings))
+    return made
+
+
+def _rows(
+    made: Search,
+    settings: Sequence[dict[str, Any]],
+    trials: Sequence[tuple[int, int]],
+    reached: dict[int, tuple[int, int]],
+    ended: dict[int, tuple[str, str]],
+) -> list[TrialRecord]:
+    """The row of each trial: setting and seed, what it reached, how it ended, what it spent."""
+    rows = []
     for t, (s, seed) in enumerate(trials):
-        own = [r for (trial, _), r in records.items() if trial == t]
         steps = [step for step in made.steps if step.trial == t]
+        spent = [*(r for r in made.of(RungRecord) if r.trial == t), *steps]
         status, reason = ended.get(t, ("done", ""))
-        made.events.append(
+        rows.append(
             TrialRecord(
-                arm=arm,
+                arm=made.arm,
                 trial=t,
                 setting=s,
                 seed=seed,
@@ -135,29 +150,36 @@ def _search(
                 reason=reason,
                 rung=reached[t][0],
                 steps=len(steps),
-                tokens=sum(r.tokens for r in (*own, *steps)),
-                device_seconds=sum(r.device_seconds for r in (*own, *steps)),
+                tokens=sum(r.tokens for r in spent),
+                device_seconds=sum(r.device_seconds for r in spent),
                 usd=None,
                 trained_parameters=300_000 * settings[s].get("lora_rank", 0) or None,
             )
         )
+    return rows
+
+
+def _choice(
+    made: Search,
+    best: int,
+    trials: Sequence[tuple[int, int]],
+    live: Sequence[int],
+    settings: Sequence[dict[str, Any]],
+) -> SweepChoice:
     last = len(STEPS) - 1
-    best = max({trials[t][0] for t in live}, key=lambda s: (means[s], -s))
     own = [t for t in live if trials[t][0] == best]
-    pooled = [sum(v) / len(v) for v in zip(*(records[t, last].per_item for t in own), strict=True)]
-    made.events.append(
-        SweepChoice(
-            arm=arm,
-            setting=best,
-            trials=tuple(own),
-            rung=last,
-            metric="accuracy",
-            value=mean_interval(pooled, is_share=True),
-            trained_parameters=300_000 * settings[best].get("lora_rank", 0),
-            not_told_apart=tuple(sorted({trials[t][0] for t in live} - {best})),
-        )
+    at = [r for r in made.of(RungRecord) if r.rung == last and r.trial in own]
+    pooled = [sum(v) / len(v) for v in zip(*(r.per_item for r in at), strict=True)]
+    return SweepChoice(
+        arm=made.arm,
+        setting=best,
+        trials=tuple(own),
+        rung=last,
+        metric="accuracy",
+        value=mean_interval(pooled, is_share=True),
+        trained_parameters=300_000 * settings[best].get("lora_rank", 0),
+        not_told_apart=tuple(sorted({trials[t][0] for t in live} - {best})),
     )
-    return made
 
 
 def _scores(rng: random.Random, level: float, rung: int, *, is_trained: bool) -> list[float]:
@@ -240,8 +262,3 @@ def write_searched_run(root: Path, *, text: str = "full", num_test: int = 60) ->
     add_search(root, lora_search(), space=LORA_SPACE)
     add_search(root, prompt_search(), space={"instruction": list(WORDINGS), "num_shots": [2, 8]})
     return root
-
-
-def measured(value: float) -> Measured:
-    """A value alone."""
-    return Measured(value=value, n=NUM_ITEMS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conf.groups import PriceConfig, PricingConfig
 from conf.records import LedgerLine, Measured
+from conf.run_groups import PriceConfig, PricingConfig
 from evaluation import cost
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from conf.groups import DecisionConfig
 from conf.records import AnswerRule, Measured
 from conf.results import ArmResult, Cost, Latency, Metric, Pair
+from conf.run_groups import DecisionConfig
 from evaluation.decision import decide
 from evaluation.decision_rules import Evidence, best_on_validation, choose, more_items, round_up
 

@@ -274,6 +274,24 @@ def test_all_trials_failed() -> None:
     assert all(s.value == Measured() and s.rung is None for s in result.settings)
 
 
+def test_a_failed_setting_is_last_however_far_it_came(
+    lora: tuple[SearchRecords, SearchResult],
+) -> None:
+    search, _ = lora
+    assert search.choice is not None
+    last = [t.setting for t in search.trials if t.rung == search.choice.rung]
+    failed = last[0]
+    trials = [
+        replace(t, status="failed", reason="no") if t.setting == failed else t
+        for t in search.trials
+    ]
+    found = summarise_search(
+        "lora", replace(search, trials=tuple(trials), choice=None), usd_per_device_second=None
+    )
+    assert {s.setting for s in found.settings[-2:]} == {failed, 7}
+    assert [s.status for s in found.settings[-2:]] == ["failed", "failed"]
+
+
 def test_of_equal_settings_the_last_point_is_the_chosen_one() -> None:
     rungs = tuple(
         RungRecord(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conf.groups import DecisionConfig, PriceConfig, PricingConfig
 from conf.records import AnswerRule, SampleRecord, from_dict, to_dict
 from conf.results import Results
+from conf.run_groups import DecisionConfig, PriceConfig, PricingConfig
 from evaluation.arm_scores import consistency, requests_of
 from evaluation.run_records import ArmRecords, read_run
 from evaluation.statistics import mcnemar_exact, wilson

@@ -60,7 +60,7 @@ def test_a_sweep_stands_for_its_runs_and_compares_with_a_single_run(
     assert main(paths) == 0
     shown = capsys.readouterr().out
     assert "Searches" in shown and "second/lora (lora_rank=" in shown
-    assert "single/lora (" not in shown and "16 trials" in shown
+    assert "single/lora (" not in shown and "136,300" in shown  # tokens of all 16 trials
 
 
 def test_the_pairs_of_a_searched_arm_name_its_setting_and_its_bill_is_the_trials(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import ConfigError, Refused
-from conf.groups import BudgetConfig, PricingConfig
+from conf.run_groups import BudgetConfig, PricingConfig
 from launch.budget import Budget
 from launch.combinations import Combination, combinations, is_sweep
 from launch.compose import compose_config

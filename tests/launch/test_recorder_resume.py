@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from conf.errors import BudgetReached, JobFailed
-from conf.groups import BudgetConfig
 from conf.records import JournalEvent, LedgerLine, Progress, TrainRecord, from_dict
+from conf.run_groups import BudgetConfig
 from evaluation.run_records import _ledger
 from launch.attempts import stop_path, stream_line, stream_path
 from launch.store import read_lines

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from conf.errors import BudgetReached, JobFailed
-from conf.groups import BudgetConfig
 from conf.records import TrainRecord
+from conf.run_groups import BudgetConfig
 from launch.scheduler import JobState
 from tests.launch.training_bench import (
     STEPS,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from conf.records import CurvePoint, Measured, TrainRecord
 from conf.resolve import resolve_arms
@@ -84,6 +85,7 @@ def tracked(directory: Path, *more: str) -> dict[str, Path]:
     told(tracker, choice, point)
     tracker.finish(None)
     assert tracker.warnings == []
+    wandb.teardown()  # its process writes a file to the end some time after a run was finished
     files = list(directory.glob("wandb/offline-run-*/*.wandb"))
     return {run_of(f).display_name: f for f in files}
 

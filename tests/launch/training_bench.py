@@ -17,10 +17,11 @@ from typing import Any, cast
 
 import psutil
 
-from conf.groups import BudgetConfig, PricingConfig, TrainerConfig, ZeroConfig
+from conf.groups import TrainerConfig, ZeroConfig
 from conf.hashing import sha256_of_file
 from conf.methods import FullMethod, LoraMethod
 from conf.records import LedgerLine, Progress, TrainRecord, from_dict
+from conf.run_groups import BudgetConfig, PricingConfig
 from launch import cluster, train_workers
 from launch.budget import Budget
 from launch.placement import Machine

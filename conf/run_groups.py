@@ -1,0 +1,175 @@
+"""The configuration groups of a run as a whole: where it runs, what it costs, what decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from conf.choices import Device, KernelImpl, ReportText, WandbMode, require
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where a run runs. workers null: all devices (on CPU one worker uses all cores of a node)."""
+
+    name: str = MISSING  # local | ray | kuberay | slurm
+    workers: int | None = None
+    nodes: int = 1
+    devices_per_node: int | None = None
+    device: Device = Device.auto
+    address: str | None = None
+    storage: str | None = None
+    # How long a worker waits for the others; then the attempt ends, and the next one resumes.
+    collective_timeout_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Counts are positive, and so is the timeout."""
+        for key in ("workers", "nodes", "devices_per_node"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"cluster.{key}", value, "a positive count or null")
+        require(
+            self.collective_timeout_seconds >= 1,
+            "cluster.collective_timeout_seconds",
+            self.collective_timeout_seconds,
+            "1 or more",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Weights & Biases."""
+
+    wandb: WandbMode = WandbMode.auto
+    project: str = "crossover"
+    entity: str | None = None
+    upload_text: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class PriceConfig:
+    """A price with its range; low and high are null where the source gives one number."""
+
+    usd: float | None = None
+    low_usd: float | None = None
+    high_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        """Prices are not negative, and the range holds the price."""
+        for key in ("usd", "low_usd", "high_usd"):
+            value = getattr(self, key)
+            require(value is None or value >= 0, f"pricing.*.{key}", value, "0 or more, or null")
+
+
+@dataclass(kw_only=True, slots=True)
+class PricingConfig:
+    """What a device-hour costs. source and date are mandatory: a price without them is refused."""
+
+    name: str = MISSING
+    device_hour: PriceConfig = field(default_factory=PriceConfig)
+    source: str = MISSING
+    date: str = MISSING
+
+    @property
+    def usd_per_device_second(self) -> float | None:
+        """The price of one device-second; None where there is no price."""
+        return None if self.device_hour.usd is None else self.device_hour.usd / 3600.0
+
+
+@dataclass(kw_only=True, slots=True)
+class DecisionConfig:
+    """What the answer is decided by. Null limits do not apply."""
+
+    requests_per_month: float = 100_000.0
+    horizon_months: float = 12.0
+    minimum_metric: float | None = None
+    minimum_format_validity: float | None = None
+    maximum_p95_seconds: float | None = None
+    maximum_total_usd: float | None = None
+    error_usd: float | None = None  # cost of one wrong answer
+    label_usd: float | None = None  # cost of one labelled example
+    equivalence_margin: float = 0.02  # differences below this are practically equal
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Ranges."""
+        for key in ("requests_per_month", "horizon_months"):
+            require(getattr(self, key) > 0, f"decision.{key}", getattr(self, key), "positive")
+        for key in ("minimum_metric", "minimum_format_validity"):
+            value = getattr(self, key)
+            require(
+                value is None or 0 <= value <= 1,
+                f"decision.{key}",
+                value,
+                "a share in [0, 1] or null",
+            )
+        for key in ("maximum_p95_seconds", "maximum_total_usd", "error_usd", "label_usd"):
+            value = getattr(self, key)
+            require(value is None or value >= 0, f"decision.{key}", value, "0 or more, or null")
+        require(
+            0 <= self.equivalence_margin < 1,
+            "decision.equivalence_margin",
+            self.equivalence_margin,
+            "a share in [0, 1)",
+        )
+        require(
+            0.5 < self.confidence < 1,
+            "decision.confidence",
+            self.confidence,
+            "a share in (0.5, 1), e.g. 0.95",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class BudgetConfig:
+    """Caps on the whole run; null: none."""
+
+    max_usd: float | None = None
+    max_device_seconds: float | None = None
+    max_wall_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Caps are positive."""
+        for key in ("max_usd", "max_device_seconds", "max_wall_seconds"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"budget.{key}", value, "positive, or null")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunSection:
+    """Where the run directory lies; null name: <exp>-<task>-<model>-<8 hex of the config>."""
+
+    root: str = "outputs"
+    name: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """What the report shows."""
+
+    text: ReportText = ReportText.full
+
+
+@dataclass(kw_only=True, slots=True)
+class GeneralConfig:
+    """The general set: what a model could do before it was tuned, and can still."""
+
+    items: int = 60  # asked of each tuned model and of its base; 0: none, 120: all
+    instruction_items: int = 0  # requests whose obedience a program verifies, asked of both too
+
+    def __post_init__(self) -> None:
+        """As many as there are."""
+        require(0 <= self.items <= 120, "general.items", self.items, "a count from 0 to 120")
+        require(
+            0 <= self.instruction_items <= 250,
+            "general.instruction_items",
+            self.instruction_items,
+            "a count from 0 to 250",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class KernelsConfig:
+    """Which kernels run."""
+
+    impl: KernelImpl = KernelImpl.auto
