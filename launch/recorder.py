@@ -66,11 +66,12 @@ class Recorder:
             # The bill is stated anew with each start; this invocation's own records are there.
             if isinstance(event, LedgerLine) or state.attempts == 1:
                 self._show(event, job)
-            if isinstance(event, OF_TRIALS) and state.attempts == 1:
-                shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
-                self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
         if job.kind in TRAINING_KINDS:
             self._resume_steps(state, [e for e in kept if isinstance(e, TrainRecord)])
+        for event in kept if state.attempts == 1 else ():
+            if isinstance(event, OF_TRIALS):
+                shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
+                self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
 
     def _show(self, event: Any, job: Job) -> None:
         """Put a record into the run directory; a training's steps are written by themselves."""
