@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,7 +170,7 @@ def faked() -> Iterator[None]:
         patch.setattr(cluster, "start", lambda machine: None)
         patch.setattr(cluster, "stop", lambda: None)
         patch.setattr(train_workers, "run_training", fake_training)
-        patch.setattr(workers, "evaluator", lambda machine, *, actors: None)
+        patch.setattr(workers, "evaluator", lambda machine, *, actors: SimpleNamespace(answer=None))
         patch.setattr(evaluators, "_kill", lambda actor: None)
         patch.setattr(execute, "_stream", answered_here)
         patch.setattr(execute.Executor, "_refer", reference_answers)

@@ -171,10 +171,18 @@ def test_records_in_any_order_are_the_same_scores() -> None:
     records = [recorded(part, arm="lora") for part in parts]
     assert records[0].value.n == 2
     failed = RungRecord(arm="lora", trial=3, rung=1, step=0, metric="accuracy", value=Measured())
-    want = [{t: 0.5 + t / 4 for t in range(3)} for _ in range(2)]
+    want = [{t: (0.5 + t / 4,) for t in range(3)} for _ in range(2)]
     for order in itertools.islice(itertools.permutations([*records, failed]), 0, 5000, 97):
         scores = scores_of([*order, order[0]])
         assert scores == [want[0], {**want[1], 3: None}]
+
+
+def test_ties_go_to_the_better_likelihood_before_the_lower_number() -> None:
+    scores = {0: (0.5, -0.9), 1: (0.5, -0.2), 2: (0.5, -0.4), 3: (0.4, -0.1)}
+    members = {t: t for t in range(4)}
+    rules = HalvingConfig(eta=2, min_correlation=-1)
+    decision = decide("lora", [scores, scores], members=members, halving=rules)
+    assert decision.keep == (1, 2) and decision.drop == (0, 3)
 
 
 # Synthetic sweeps: what a learning rate and a rank make of a training, and noise.

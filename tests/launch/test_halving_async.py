@@ -75,8 +75,8 @@ def test_asynchronous_search_ends_with_whole_trainings_of_the_best(num: int, see
             {t: v for t, v in scores[rung].items()},
             {t: s for t, s in cluster.members.items() if t in scores[rung]},
         )
-        order = sorted(means, key=lambda s: (-means[s], s))
-        alive = [s for s in order if means[s] > -math.inf]
+        order = sorted(means, key=lambda s: (-means[s][0], s))
+        alive = [s for s in order if means[s][0] > -math.inf]
         must = alive[: math.ceil(len(means) / RULES.eta)]
         assert {s for s in must if started[s] <= rung} == set(), rung
     starts = [(s, r) for event, s, r in cluster.journal if event == "started"]
