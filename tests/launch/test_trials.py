@@ -129,9 +129,10 @@ def test_labels_are_as_people_write_values() -> None:
         None,
         Schedule.cosine,
         ["q", "v"],
-        "a" * 30,
+        "a" * 30 + "b" * 11,
     ]
-    want = "3e-4 3.12e-4 0.01 8 1 1.23456e5 true null cosine [q,v]".split() + ["a" * 21 + "..."]
+    want = "3e-4 3.12e-4 0.01 8 1 1.23456e5 true null cosine [q,v]".split()
+    want.append("a" * 10 + "..." + "b" * 11)
     assert [shown(value) for value in texts] == want
     assert float(shown(5e-324)) >= 0
     space = ["sweep.space.lora.trainer.batch_size=[4]", "sweep.space.lora.engine.batch_size=[2]"]
