@@ -46,7 +46,7 @@ from launch.planned import Job, Plan
 from launch.prepared_rows import prepare_rows
 from launch.prompt_search import STATE
 from launch.rates import noted, rate_file
-from launch.searching import chosen, chosen_arm, packed, rung_points, steps_of
+from launch.searching import chosen, chosen_arm, curve_point, packed, rung_points, steps_of
 from launch.store import JobDirectory
 from launch.trained_rows import training_data
 from launch.trials import Trial
@@ -374,17 +374,14 @@ class Executor:
 
     def _point(self, job: Job, work: workers.AnswerWork, value: Measured) -> CurvePoint:
         assert work.step is not None and job.arm is not None
-        steps = steps_of(self.directory(self.plan.training(job.arm)).events())
-        upto = [s for s in steps if s.step <= work.step]
         is_label_task = bool(self.task.labels) or self.task.kind.name == "multiple_choice"
-        return CurvePoint(
-            arm=job.arm,
+        return curve_point(
+            job.arm,
+            steps_of(self.directory(self.plan.training(job.arm)).events()),
             step=work.step,
-            tokens=sum(s.tokens for s in upto),
-            device_seconds=sum(s.device_seconds for s in upto),
             metric="accuracy" if is_label_task else self.task.scoring,
             value=value,
-            train_seed=work.train_seed or 0,
+            seed=work.train_seed or 0,
         )
 
     def _refer(self, job: Job) -> Iterator[Any]:

@@ -7,7 +7,6 @@ row, the setting that is chosen, and the summary of its training.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from conf.sweep_records import RungDecision, RungRecord, SweepChoice, TrialRecor
 from conf.sweeps import HalvingConfig, SweepBudgetConfig
 from conf.trial_records import TrialOutcome
 from launch.halving import choose, decide, limited, recorded, rung_shares
+from launch.sweep_budget import affordable_settings, caps_of
 from training.job import FINAL, Runtime, TrainJob, checkpoint_directory
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class _Judge:
             return
         scores = [{t: s.ranked for t, s in pack.scores[r].items()} for r in range(rung + 1)]
         decision = decide(arm, scores, members=members, halving=search.halving)
-        affordable = affordable_settings(search, pack, decision)
+        affordable = _affordable(search, pack, decision)
         if affordable is not None:
             reason = f"rung {rung}: sweep.budget pays for {affordable} more"
             decision = limited(decision, scores, members=members, limit=affordable, reason=reason)
@@ -133,39 +133,27 @@ class _Judge:
         return {t: s for t, s in settings.items() if t in pack.scores[rung - 1] and t not in left}
 
 
-def affordable_settings(search: PackSearch, pack: Pack, decision: RungDecision) -> int | None:
-    """How many settings of a decision can go to the next rung, and one of them to the end.
-
-    By what each trial took for a step so far. At least 1, for a search without a finished training
-    is of no use; None: no cap.
-    """
-    caps = _caps(search)
-    settings = list(dict.fromkeys(search.settings[trial] for trial in decision.keep))
+def _affordable(search: PackSearch, pack: Pack, decision: RungDecision) -> int | None:
+    """How many settings of a decision go on by the budget; None: no cap, or nobody goes on."""
+    caps = caps_of(search.budget, usd_per_device_second=search.jobs[0].usd_per_device_second)
+    settings = {search.settings[trial] for trial in decision.keep}
     if not caps or not settings:
         return None
+    totals = {number: trial.totals() for number, trial in pack.live.items()}
+    left = pack.outcomes.values()
     shares = rung_shares(search.halving)
-    following = shares[min(decision.rung + 1, len(shares) - 1)]
-    found = len(settings)
-    for kind, cap in caps.items():
-        spent = sum(_spent(trial.totals(), kind) for trial in pack.live.values())
-        spent += sum(_outcome_spent(outcome, kind) for outcome in pack.outcomes.values())
-        per_trial = [_spent(pack.live[t].totals(), kind) for t in decision.keep if t in pack.live]
-        going = sum(per_trial) / len(settings)  # mean of a setting, all replicates
-        share = shares[decision.rung]
-        to_next, to_end = going * (following / share - 1), going * (1 / share - 1)
-        left = cap - spent - (to_end - to_next)  # of the one that goes to the end
-        found = min(found, math.floor(left / to_next) if to_next > 0 else found)
-    return max(1, found)
-
-
-def _caps(search: PackSearch) -> dict[str, float]:
-    """The caps there are, in tokens and device-seconds."""
-    budget, price = search.budget, search.jobs[0].usd_per_device_second
-    seconds = [budget.max_device_seconds] if budget.max_device_seconds is not None else []
-    if budget.max_usd is not None and price:
-        seconds.append(budget.max_usd / price)
-    caps: dict[str, float] = {"device_seconds": min(seconds)} if seconds else {}
-    return caps | ({"tokens": budget.max_tokens} if budget.max_tokens is not None else {})
+    return affordable_settings(
+        caps,
+        spent={
+            kind: sum(_spent(t, kind) for t in totals.values())
+            + sum(_outcome_spent(outcome, kind) for outcome in left)
+            for kind in caps
+        },
+        kept={k: sum(_spent(totals[t], k) for t in decision.keep if t in totals) for k in caps},
+        num_settings=len(settings),
+        share=shares[decision.rung],
+        following=shares[min(decision.rung + 1, len(shares) - 1)],
+    )
 
 
 def _spent(totals: Mapping[str, float], kind: str) -> float:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from conf.choices import Keep
 from conf.errors import ClusterError, ConfigError, NotBuiltYet, Refused
 from conf.hashing import plain, sha256_of
 from conf.methods import (
@@ -39,14 +38,13 @@ from launch.checkpoints import checkpoint_sha256
 from launch.cluster import check_cluster, local_machine, planned_machine
 from launch.default_spaces import with_default_spaces
 from launch.estimate import with_estimates
-from launch.method_checks import check_quantization
+from launch.method_checks import check_points, check_quantization
 from launch.placement import Machine, workers_of
 from launch.planned import ModelSource, Plan, TaskFacts
 from launch.search import check_search
 from launch.tracking import mode_of
 from launch.trials import Trial, check_space
 from training.peft_methods import check_peft_method
-from training.schedule import num_steps, save_steps
 
 NOT_BUILT_EXPERIMENTS = {
     "label_curve": "compare a few sizes by hand: python launch.py +exp=compare task.limit.train=50",
@@ -114,18 +112,9 @@ def check(
     ready = {n: facts(p.path) for n, p in places.items() if p.kind == "ready"}
     _check_models(arms, ready)
     _check_labels(arms, {name: places[name] for name in ready}, task)
-    checkpoints = {n: _checkpoint_key(a, arms) for n, a in arms.items()}
-    sources = {
-        name: ModelSource(
-            key=sha256_of([_place_key(place, ready.get(name)), checkpoints[name]])
-            if checkpoints[name]
-            else _place_key(place, ready.get(name)),
-            is_ready=place.kind == "ready",
-        )
-        for name, place in places.items()
-    }
+    sources = _sources(arms, places, ready)
     _check_workers(arms, workers=workers_of(config, machine))
-    _check_points(arms, task, mixes)
+    check_points(arms, task, mixes)
     searches = _checked_searches(config, arms, task, ready)
     _check_writable(Path(config.run.root))
     plan = planning.build_plan(
@@ -292,6 +281,19 @@ def _place_key(place: ModelPlace, ready: ModelFacts | None) -> str:
     return place.key if is_made or ready is None else ready.sha256
 
 
+def _sources(
+    arms: dict[str, Arm], places: dict[str, ModelPlace], ready: dict[str, ModelFacts]
+) -> dict[str, ModelSource]:
+    """What identifies the weights that each arm starts from: model, and the user's checkpoint."""
+    sources = {}
+    for name, place in places.items():
+        key, checkpoint = _place_key(place, ready.get(name)), _checkpoint_key(arms[name], arms)
+        sources[name] = ModelSource(
+            key=sha256_of([key, checkpoint]) if checkpoint else key, is_ready=place.kind == "ready"
+        )
+    return sources
+
+
 def _checkpoint_key(arm: Arm, arms: dict[str, Arm]) -> str | None:
     """The hash of the user's own checkpoint directory that an arm runs on."""
     if arm.on is None or arm.on in arms:
@@ -351,25 +353,6 @@ def _check_workers(arms: dict[str, Arm], *, workers: int) -> None:
                 f"arms.{name}.trainer.micro_batch_size",
                 found=f"{micro}, with {size // workers} examples per worker and step",
                 expected="a divisor of the examples per worker and step",
-            )
-
-
-def _check_points(arms: dict[str, Arm], task: Task, mixes: dict[str, Mix]) -> None:
-    """Refuse to choose among more checkpoints than a training has steps."""
-    for name, arm in arms.items():
-        trainer = arm.trainer
-        if not arm.is_tuned or trainer.keep is not Keep.best:
-            continue
-        num_rows = mixes[name].size if name in mixes else len(task.items["train"])
-        steps = num_steps(num_rows, trainer=trainer)
-        if len(save_steps(steps, num_points=trainer.num_points)) < trainer.num_points:
-            raise ConfigError(
-                f"arms.{name}.trainer.num_points",
-                found=f"{trainer.num_points}, and a training of {steps} optimizer steps",
-                expected="no more checkpoints to choose from than there are steps",
-                remedy=f"write trainer.num_points={steps}"
-                if steps > 1
-                else "leave trainer.keep out: a training of one step has one checkpoint",
             )
 
 

@@ -15,15 +15,15 @@ those.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conf.hashing import plain
 from conf.sweep_records import RungDecision, RungRecord, SweepChoice
-from conf.sweeps import HalvingConfig, SweepBudgetConfig
+from conf.sweeps import HalvingConfig
 from launch.halving import choose, decide, limited, rung_shares, scores_of
+from launch.sweep_budget import affordable_settings, caps_of
 from launch.trials import Trial
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def searched_prompts(
         arm=base.arm.name,
         settings=settings,
         halving=halving,
-        caps=_caps(work.budget, usd_per_device_second=base.usd_per_device_second),
+        caps=caps_of(work.budget, usd_per_device_second=base.usd_per_device_second),
     )
     yield from search_prompts(
         job,
@@ -146,22 +146,12 @@ def affordable(records: Sequence[RungRecord], decision: RungDecision, rules: Rul
     shares = rung_shares(rules.halving)
     if not rules.caps or not settings or not 0 < decision.rung < len(shares) - 1:
         return None
-    share, following = shares[decision.rung], shares[decision.rung + 1]
-    found = len(settings)
-    for kind, cap in rules.caps.items():
-        spent = sum(getattr(record, kind) for record in records)
-        kept = sum(getattr(r, kind) for r in records if r.trial in decision.keep)
-        going = kept / len(settings)  # mean of a setting, all replicates
-        to_next, to_end = going * (following / share - 1), going * (1 / share - 1)
-        left = cap - spent - (to_end - to_next)
-        found = min(found, math.floor(left / to_next) if to_next > 0 else found)
-    return max(1, found)
-
-
-def _caps(budget: SweepBudgetConfig, *, usd_per_device_second: float | None) -> dict[str, float]:
-    """The caps there are, in tokens and device-seconds."""
-    seconds = [budget.max_device_seconds] if budget.max_device_seconds is not None else []
-    if budget.max_usd is not None and usd_per_device_second:
-        seconds.append(budget.max_usd / usd_per_device_second)
-    caps: dict[str, float] = {"device_seconds": min(seconds)} if seconds else {}
-    return caps | ({"tokens": budget.max_tokens} if budget.max_tokens is not None else {})
+    going = [record for record in records if record.trial in decision.keep]
+    return affordable_settings(
+        rules.caps,
+        spent={kind: sum(getattr(record, kind) for record in records) for kind in rules.caps},
+        kept={kind: sum(getattr(record, kind) for record in going) for kind in rules.caps},
+        num_settings=len(settings),
+        share=shares[decision.rung],
+        following=shares[decision.rung + 1],
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from conf.hashing import plain
 from conf.methods import LoraMethod
-from conf.records import CurvePoint, TrainRecord
+from conf.records import CurvePoint, Measured, TrainRecord
 from conf.resolve import Arm
 from conf.sweep_records import RungRecord, SweepChoice
 from conf.sweeps import SweepConfig
@@ -86,13 +86,29 @@ def rung_points(events: Iterable[Any]) -> Iterator[CurvePoint]:
         is_own = isinstance(event, RungRecord) and event.trial == choice.trials[0]
         if not is_own or event.rung == choice.rung or event.metric != "accuracy":
             continue
-        upto = [step for step in steps if step.step <= event.step]
-        yield CurvePoint(
-            arm=event.arm,
-            step=event.step,
-            tokens=sum(step.tokens for step in upto),
-            device_seconds=sum(step.device_seconds for step in upto),
-            metric=event.metric,
-            value=event.value,
-            train_seed=steps[0].train_seed if steps else 0,
+        seed = steps[0].train_seed if steps else 0
+        yield curve_point(
+            event.arm, steps, step=event.step, metric=event.metric, value=event.value, seed=seed
         )
+
+
+def curve_point(
+    arm: str,
+    steps: Iterable[TrainRecord],
+    *,
+    step: int,
+    metric: str,
+    value: Measured,
+    seed: int,
+) -> CurvePoint:
+    """A score at an optimizer step, beside what training had spent by then."""
+    upto = [record for record in steps if record.step <= step]
+    return CurvePoint(
+        arm=arm,
+        step=step,
+        tokens=sum(record.tokens for record in upto),
+        device_seconds=sum(record.device_seconds for record in upto),
+        metric=metric,
+        value=value,
+        train_seed=seed,
+    )
