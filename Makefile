@@ -10,7 +10,7 @@ BENCH_PIP := $(BENCH_BIN)/python -m pip --disable-pip-version-check
 VLLM_PIP := .venv-vllm/bin/python -m pip --disable-pip-version-check
 HAS_GPU := $(wildcard /proc/driver/nvidia/version)
 
-.PHONY: help install compare test test-all check bench faults clean
+.PHONY: help install compare test .test-all-cores .test-others test-all check bench faults clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -45,8 +45,16 @@ check: .venv/.ready-test  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes: tests that start Ray or groups of workers wait for half of their time.
 test: check  ## checks and the fast tests
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(MAKE) --no-print-directory -j2 -k -Oline .test-all-cores .test-others
+
+.test-all-cores .test-others: export OMP_NUM_THREADS = 1
+.test-all-cores:
+	$(BIN)/python -m pytest -m "not slow and all_cores" --durations=25 -o cache_dir=.pytest_cache/all
+
+.test-others:
+	$(BIN)/python -m pytest -m "not slow and not all_cores" --durations=25
 
 test-all: check  ## all tests; writes tests/results/test-all.txt
 	@mkdir -p tests/results

@@ -94,6 +94,14 @@ class ShotSelection(enum.Enum):
 
     balanced = "balanced"
     random = "random"
+    retrieved = "retrieved"  # for each item the nearest ones, by TF-IDF
+
+
+class Pooling(enum.Enum):
+    """What a linear probe reads of a prompt's hidden states: their mean, or the last token's."""
+
+    mean = "mean"
+    last = "last"
 
 
 class Schedule(enum.Enum):

@@ -7,6 +7,7 @@ presets in place).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
@@ -27,6 +28,7 @@ class ColumnsConfig:
     choices: str = "choices"
     rationale: str = "rationale"
     group: str = "group"
+    stereotype: str = "stereotype"  # the answer that a prejudice would give
     prompt: str = "prompt"
     completion: str = "completion"
 
@@ -76,6 +78,7 @@ class TaskConfig:
     labels: list[str] = field(
         default_factory=list
     )  # the label set; empty: those in the train split
+    abstain_label: str | None = None  # the answer "it is not said"; null: by its usual words
     json_schema: str | None = None  # file with the schema that JSON answers must satisfy
     group: str | None = None  # column whose equal values stay in one split
     is_balanced: bool = False  # limit and split with equal counts per class
@@ -223,6 +226,13 @@ class ZeroConfig:
         )
 
 
+# Settings of an engine that its answers do not depend on.
+NOT_ANSWER_KEYS = (
+    *("actors", "api_key_env", "max_concurrency", "requests_per_minute"),
+    *("timeout_seconds", "max_attempts", "vllm_python", "start_seconds"),
+)
+
+
 @dataclass(kw_only=True, slots=True)
 class EngineConfig:
     """What turns prompts into scores and completions."""
@@ -241,12 +251,27 @@ class EngineConfig:
     prefix_cache: bool = True  # prefill the prefix that all requests share once
     actors: int | None = None  # engine processes; null: one per accelerator, one on a CPU
     script: str = "constant"  # scripted only: how it answers, see evaluation/engines/scripted.py
+    # openai: where it is served, up to /v1, and the model's name there
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable with the key; "": none is needed
+    # openai and vllm
+    max_concurrency: int = 8  # requests under way at once
+    requests_per_minute: float | None = None  # attempts included; null: no limit
+    timeout_seconds: float = 120.0  # of one attempt, to the last byte of its answer
+    max_attempts: int = 12  # of a request, whose waits double up to 30 s
+    vllm_python: str | None = None  # vllm: the Python it is installed for; null: `vllm` on PATH
+    start_seconds: float = 600.0  # vllm: how long the server may take until it answers
 
     def __post_init__(self) -> None:
         """Ranges."""
         for key in ("batch_size", "batch_tokens", "max_new_tokens", "actors"):
             value = getattr(self, key)
             require(value is None or value > 0, f"engine.{key}", value, "a positive count or null")
+        for key in ("max_concurrency", "max_attempts", "timeout_seconds", "start_seconds"):
+            require(getattr(self, key) > 0, f"engine.{key}", getattr(self, key), "positive")
+        rate = self.requests_per_minute
+        require(rate is None or rate > 0, "engine.requests_per_minute", rate, "positive, or null")
         require(
             self.too_long in ("refuse", "truncate"),
             "engine.too_long",
@@ -263,3 +288,18 @@ class EngineConfig:
             "1, since greedy repeats are all equal",
             "add engine.temperature=0.7",
         )
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether it computes elsewhere, and is paid by token instead of by device-second."""
+        return self.name == "openai"
+
+    @property
+    def only_generates(self) -> bool:
+        """Whether it is reached over HTTP: it gives completions, and no labels' scores."""
+        return self.name in ("openai", "vllm")
+
+    def determining(self) -> EngineConfig:
+        """The settings that determine answers: not where, how fast or how often it is asked."""
+        plain = EngineConfig(name=self.name)
+        return dataclasses.replace(self, **{key: getattr(plain, key) for key in NOT_ANSWER_KEYS})

@@ -13,6 +13,7 @@ from conf.choices import (
     AnswerBy,
     Calibration,
     Normalisation,
+    Pooling,
     Quantization,
     ShotSelection,
     Tunes,
@@ -52,7 +53,10 @@ EngineOverride: Any = all_null(EngineConfig)
 
 @dataclass(kw_only=True, slots=True)
 class Method:
-    """What all arms have. kind: prompt | lora | full | peft | instruction | tfidf | given."""
+    """What all arms have.
+
+    kind: prompt | lora | full | peft | instruction | tfidf | linear_probe | given.
+    """
 
     kind: str = MISSING
 
@@ -122,6 +126,25 @@ def check_answering(key: str, method: AnsweringMethod, engine: EngineConfig) -> 
             " or ".join(choice.name for choice in without_others[name]),
             f"write {key}.engine.winner_only=false",
         )
+    require(
+        not engine.only_generates or method.answer_by is not AnswerBy.score,
+        f"{key}.answer_by",
+        f"score with engine={engine.name}, which gives no scores of all labels",
+        "generate, or auto, which is generate there",
+        f"write {key}.answer_by=generate",
+    )
+    require(
+        not engine.only_generates or not engine.winner_only,
+        f"{key}.engine.winner_only",
+        f"true with engine={engine.name}, which scores no labels",
+        "false",
+    )
+    require(
+        not engine.is_hosted or engine.too_long == "refuse",
+        f"{key}.engine.too_long",
+        f"{engine.too_long} with engine={engine.name}, whose context is not known here",
+        "refuse: the endpoint refuses an item that is too long for it",
+    )
     require(
         not method.self_consistency or (engine.repeats >= MIN_VOTES and engine.temperature > 0),
         f"{key}.self_consistency",
@@ -304,6 +327,26 @@ class TfidfMethod(Method):
 
 
 @dataclass(kw_only=True, slots=True)
+class LinearProbeMethod(AnsweringMethod):
+    """Logistic regression on the base model's last hidden states of the arm's prompt."""
+
+    kind: str = "linear_probe"
+    prompt: str = "bare"
+    pooling: Pooling = Pooling.mean
+
+    def __post_init__(self) -> None:
+        """It reads the base model, with one prompt for all items."""
+        AnsweringMethod.__post_init__(self)
+        require(self.on is None, "arms.*.on", self.on, "null: a probe reads the base model")
+        require(
+            self.shot_selection is not ShotSelection.retrieved,
+            "arms.*.shot_selection",
+            self.shot_selection.name,
+            "balanced or random",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class GivenMethod(Method):
     """The user's present system: a file of predictions, with its own costs."""
 
@@ -326,5 +369,6 @@ METHODS: dict[str, type[Method]] = {
     "peft": PeftMethod,
     "instruction": InstructionMethod,
     "tfidf": TfidfMethod,
+    "linear_probe": LinearProbeMethod,
     "given": GivenMethod,
 }

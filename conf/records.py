@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,6 +27,10 @@ PURPOSES = (
     "latency",
     "general",
     "instructions",  # verifiable requests: how often the weights obey
+    "bias",  # questions that a prejudice would answer
+    "abstain",  # questions that the text before them does not answer
+    "steering",  # the task's items, each with an instruction of its own
+    "wording",  # test items under other wordings of the instruction
     "agreement",  # the probe of a checkpoint, asked again after loading
     "sweep",  # a search for the best training: all trials but what the winner's own steps cost
     "prompt_search",  # a search for the best prompt
@@ -130,10 +135,11 @@ class SampleRecord:
 
     arm: str
     item_id: str
-    set: str  # test | validation | general | instructions | bias | abstain | latency
+    # test | validation | general | instructions | bias | abstain | steering | wording | latency
+    set: str
     repeat: int = 0
     draw: int = 0
-    paraphrase: int = 0
+    paraphrase: int = 0  # number of the wording; 0: the task's own
     train_seed: int | None = None
     num_shots: int = 0
     num_labels: int | None = None
@@ -141,10 +147,11 @@ class SampleRecord:
     call: int = 0  # index of the call that gave the answer; earlier calls have answer None
     answer_by: str = "score"  # score | generate
     prompt_sha256: str = ""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    computed_tokens: int = 0
-    completion_tokens: int = 0
+    # Counted by the endpoint where that is hosted; null where it does not tell.
+    prompt_tokens: int | None = 0
+    cached_tokens: int | None = 0
+    computed_tokens: int | None = 0
+    completion_tokens: int | None = 0
     truncated_tokens: int = 0  # cut from the item's text since the prompt was over the context
     label_logprobs: dict[str, float] | None = None  # sums over tokens; None in winner-only mode
     first_token_logprobs: dict[str, float] | None = None  # where an answer may be chosen by them
@@ -351,6 +358,12 @@ class JournalEvent:
     data: dict[str, Any] = field(default_factory=dict)
 
 
+def total(counts: Iterable[int | None]) -> int | None:
+    """The sum of counts; None where one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
+
+
 T = TypeVar("T")
 
 
@@ -379,7 +392,9 @@ def _revive(hint: Any, value: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [h for h in typing.get_args(hint) if h is not type(None)]
-        return _revive(inner[0], value) if len(inner) == 1 else value
+        records = [h for h in inner if dataclasses.is_dataclass(h)]
+        is_one = len(inner) == 1 or (len(records) == 1 and isinstance(value, dict))
+        return _revive((records or inner)[0], value) if is_one else value
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(typing.cast(type[Any], hint), value)
     if origin is tuple:

@@ -105,5 +105,5 @@ def _resolve(config: RunConfig, name: str, method: Method) -> Arm:
         engine=engine,
         trainer=trainer,
         zero=zero,
-        is_same_base=model == config.model,
+        is_same_base=model == config.model and not engine.is_hosted,
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from conf.decision_results import Change, Criterion, Utility
+from conf.label_results import LabelCurve
+from conf.probe_results import DimensionRow, ProbeChange, ProbeResult, TurnAround
 from conf.records import SCHEMA_VERSION, AnswerRule, LedgerLine, Measured, SourceRows
 from conf.search_results import SearchResult
 
@@ -115,6 +118,9 @@ class ArmResult:
     train: TrainCost | None = None
     answer_rule: AnswerRule | None = None
     checkpoint: CheckpointChoice | None = None  # None: the last one, or no training
+    ready_seconds: float | None = None  # wall time of all work before the first request
+    probes: dict[str, ProbeResult] = field(default_factory=dict)  # by name of the probe
+    turn_around: TurnAround | None = None
     spent_now_usd: float | None = None
     spent_now_device_seconds: float | None = None
     is_reused: bool = False
@@ -124,7 +130,11 @@ class ArmResult:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Pair:
-    """Arms a and b on the same items: difference = a - b, with interval and tests."""
+    """Arms a and b on the same items: difference = a - b, with interval and tests.
+
+    confidence_sequence: the run looked at its scores on the way (decision.stop_early). low and high
+    then hold at every look and for all pairs at once, so that they decide alone: there is no p.
+    """
 
     a: str
     b: str
@@ -137,6 +147,9 @@ class Pair:
     wins: int = 0
     losses: int = 0
     ties: int = 0
+    method: str = "fixed_n"  # fixed_n | clustered | confidence_sequence
+    e_value: float | None = None  # of a confidence sequence: against a difference of 0
+    num_sources: int | None = None  # where items share sources: how many there are
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -194,6 +207,8 @@ class Recommendation:
     verdict: str
     reasons: tuple[str, ...] = ()
     would_change_if: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()  # the same with numbers, and what could not be solved for
+    utilities: tuple[Utility, ...] = ()  # cheapest first; empty without decision.error_usd
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -215,4 +230,8 @@ class Results:
     instructions: tuple[Forgetting, ...] = ()  # share of verifiable instructions that are obeyed
     serving: tuple[ServeCommand, ...] = ()
     searches: dict[str, SearchResult] = field(default_factory=dict)  # by arm
+    criteria: tuple[Criterion, ...] = ()  # the field's eleven reasons, with this run's evidence
+    probe_changes: tuple[ProbeChange, ...] = ()  # probes before and after each tuning
+    dimensions: tuple[DimensionRow, ...] = ()  # the ten dimensions, arms as columns
+    label_curve: LabelCurve | None = None
     schema_version: int = SCHEMA_VERSION

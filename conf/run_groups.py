@@ -18,8 +18,9 @@ class ClusterConfig:
     nodes: int = 1
     devices_per_node: int | None = None
     device: Device = Device.auto
-    address: str | None = None
-    storage: str | None = None
+    address: str | None = None  # ray: http://HEAD:8265, or auto on a node of the cluster
+    storage: str | None = None  # ray: a directory that all nodes see; runs and the cache lie there
+    python: str = "python"  # ray: what runs Python on its nodes
     # How long a worker waits for the others; then the attempt ends, and the next one resumes.
     collective_timeout_seconds: float = 300.0
 
@@ -62,6 +63,28 @@ class PriceConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class HostedPrice:
+    """What a hosted model's tokens cost. Cached input null: the provider gives no discount."""
+
+    input_usd_per_million: float = MISSING
+    cached_input_usd_per_million: float | None = None
+    output_usd_per_million: float = MISSING
+    source: str = MISSING
+    date: str = MISSING
+
+    def __post_init__(self) -> None:
+        """Prices are not negative."""
+        for key in ("input", "cached_input", "output"):
+            value = getattr(self, f"{key}_usd_per_million")
+            require(
+                value is None or value >= 0,
+                f"pricing.hosted.*.{key}_usd_per_million",
+                value,
+                "0 or more",
+            )
+
+
+@dataclass(kw_only=True, slots=True)
 class PricingConfig:
     """What a device-hour costs. source and date are mandatory: a price without them is refused."""
 
@@ -69,6 +92,7 @@ class PricingConfig:
     device_hour: PriceConfig = field(default_factory=PriceConfig)
     source: str = MISSING
     date: str = MISSING
+    hosted: dict[str, HostedPrice] = field(default_factory=dict)  # by the endpoint's model name
 
     @property
     def usd_per_device_second(self) -> float | None:
@@ -84,18 +108,22 @@ class DecisionConfig:
     horizon_months: float = 12.0
     minimum_metric: float | None = None
     minimum_format_validity: float | None = None
+    minimum_consistency: float | None = None  # share of repeats that agree
     maximum_p95_seconds: float | None = None
     maximum_total_usd: float | None = None
+    deadline_hours: float | None = None  # from labels to the first request served
     error_usd: float | None = None  # cost of one wrong answer
     label_usd: float | None = None  # cost of one labelled example
+    changes_per_month: float = 0.0  # of the task's data, each paid for by training again
     equivalence_margin: float = 0.02  # differences below this are practically equal
     confidence: float = 0.95
+    stop_early: bool = False  # close comparisons wave by wave, by tests that allow for the looks
 
     def __post_init__(self) -> None:
         """Ranges."""
         for key in ("requests_per_month", "horizon_months"):
             require(getattr(self, key) > 0, f"decision.{key}", getattr(self, key), "positive")
-        for key in ("minimum_metric", "minimum_format_validity"):
+        for key in ("minimum_metric", "minimum_format_validity", "minimum_consistency"):
             value = getattr(self, key)
             require(
                 value is None or 0 <= value <= 1,
@@ -103,7 +131,8 @@ class DecisionConfig:
                 value,
                 "a share in [0, 1] or null",
             )
-        for key in ("maximum_p95_seconds", "maximum_total_usd", "error_usd", "label_usd"):
+        amounts = ("maximum_p95_seconds", "maximum_total_usd", "deadline_hours")
+        for key in (*amounts, "error_usd", "label_usd", "changes_per_month"):
             value = getattr(self, key)
             require(value is None or value >= 0, f"decision.{key}", value, "0 or more, or null")
         require(
@@ -173,3 +202,49 @@ class KernelsConfig:
     """Which kernels run."""
 
     impl: KernelImpl = KernelImpl.auto
+
+
+@dataclass(kw_only=True, slots=True)
+class ProbeSetConfig:
+    """One probe: how many of its items are asked, and where they come from."""
+
+    items: int = 16  # of those there are; 0: none
+    path: str | None = None  # the user's own file; null: those written for this project
+
+    def __post_init__(self) -> None:
+        """A count."""
+        require(self.items >= 0, "probes.*.items", self.items, "a count, or 0 for none")
+
+
+@dataclass(kw_only=True, slots=True)
+class WordingProbeConfig:
+    """The same test items under other wordings of the instruction."""
+
+    items: int = 6
+    wordings: int = 3  # in all, the task's own one included
+
+    def __post_init__(self) -> None:
+        """Counts; one wording shows nothing."""
+        require(self.items >= 0, "probes.wording.items", self.items, "a count, or 0 for none")
+        require(self.wordings >= 2, "probes.wording.wordings", self.wordings, "2 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class SteeringProbeConfig:
+    """Test items with an instruction of their own: is the arm still steered by a request?"""
+
+    items: int = 8
+
+    def __post_init__(self) -> None:
+        """A count."""
+        require(self.items >= 0, "probes.steering.items", self.items, "a count, or 0 for none")
+
+
+@dataclass(kw_only=True, slots=True)
+class ProbesConfig:
+    """What is asked besides the task, so that each of the ten dimensions has a number."""
+
+    bias: ProbeSetConfig = field(default_factory=ProbeSetConfig)
+    abstain: ProbeSetConfig = field(default_factory=ProbeSetConfig)
+    steering: SteeringProbeConfig = field(default_factory=SteeringProbeConfig)
+    wording: WordingProbeConfig = field(default_factory=WordingProbeConfig)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
 from conf.groups import EngineConfig, ModelConfig, TaskConfig, TrainerConfig, ZeroConfig
+from conf.label_curve import LabelCurveConfig
 from conf.methods import METHODS, Method, SourceConfig
 from conf.run_groups import (
     BudgetConfig,
@@ -20,6 +22,7 @@ from conf.run_groups import (
     GeneralConfig,
     KernelsConfig,
     PricingConfig,
+    ProbesConfig,
     ReportConfig,
     RunSection,
     TrackingConfig,
@@ -40,6 +43,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    label_curve: LabelCurveConfig = field(default_factory=LabelCurveConfig)
     search: bool = False  # every arm at its searched best, also those without a sweep.space
     pricing: PricingConfig = field(default_factory=PricingConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
@@ -47,6 +51,7 @@ class RunConfig:
     run: RunSection = field(default_factory=RunSection)
     report: ReportConfig = field(default_factory=ReportConfig)
     general: GeneralConfig = field(default_factory=GeneralConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     plugins: list[str] = field(default_factory=list)
     dry_run: bool = False
@@ -66,6 +71,7 @@ GROUPS: dict[str, type] = {
 }
 
 
+@cache
 def register() -> None:
     """Put the schemas where Hydra's YAML presets name them: `base_run`, `<group>/base_*`."""
     store = ConfigStore.instance()

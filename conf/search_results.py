@@ -26,7 +26,7 @@ class TrialResult:
     setting: int
     seed: int
     draw: int
-    status: str  # done | dropped | failed
+    status: str  # done | dropped | failed | unfinished
     reason: str
     steps: int
     tokens: int
@@ -49,7 +49,7 @@ class SettingResult:
     place: int
     label: str
     values: dict[str, Any]
-    status: str  # chosen | done | dropped | failed
+    status: str  # chosen | done | dropped | failed | unfinished
     reason: str
     rung: int | None
     value: Measured

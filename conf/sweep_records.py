@@ -57,14 +57,18 @@ class RungDecision:
     is_grace: bool = False
 
 
+UNFINISHED = "unfinished"  # status of a trial that trains, or whose search was stopped
+
+
 @dataclass(kw_only=True, slots=True, frozen=True)
 class TrialRecord:
-    """One trial of a search, once it is over: a row of the table of trials.
+    """One trial of a search: a row of the table of trials; of several records the last one counts.
 
     setting: equal for trials that differ by chance alone (seed, draw). label, values: the setting,
     for people and by field. status: done (it went all the way), dropped or failed; reason: of the
-    latter two. rung: the last one it was scored at, None where it came to none. steps: optimizer
-    steps; 0 for a prompt. tokens, device_seconds: all that it spent, its rungs included.
+    latter two; unfinished where it went on after `rung`, and nothing after that is in the row.
+    rung: the last one it was scored at, None where it came to none. steps: optimizer steps; 0 for a
+    prompt. tokens, device_seconds: all that it spent, its rungs included.
     """
 
     arm: str

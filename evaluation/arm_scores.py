@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from conf.records import Item, Measured, SampleRecord
-from conf.results import Variance
+from conf.records import Item, Measured, SampleRecord, total
 from evaluation.run_records import ArmRecords, ArmSpec, RunRecords
 from evaluation.statistics import mean_interval
 from evaluation.voting import ballot, majority
@@ -20,10 +19,10 @@ class Request:
     """One request whole: all its calls added up, and the record that holds its answer."""
 
     final: SampleRecord
-    prompt_tokens: int
-    cached_tokens: int
-    computed_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    computed_tokens: int | None
+    completion_tokens: int | None
     truncated_tokens: int
     first_token_seconds: float | None  # until the first token of the answer, after any thinking
     total_seconds: float | None
@@ -57,10 +56,10 @@ def _request(calls: Sequence[SampleRecord]) -> Request:
     first = final.first_token_seconds
     return Request(
         final=final,
-        prompt_tokens=sum(c.prompt_tokens for c in calls),
-        cached_tokens=sum(c.cached_tokens for c in calls),
-        computed_tokens=sum(c.computed_tokens for c in calls),
-        completion_tokens=sum(c.completion_tokens for c in calls),
+        prompt_tokens=total(c.prompt_tokens for c in calls),
+        cached_tokens=total(c.cached_tokens for c in calls),
+        computed_tokens=total(c.computed_tokens for c in calls),
+        completion_tokens=total(c.completion_tokens for c in calls),
         truncated_tokens=sum(c.truncated_tokens for c in calls),
         first_token_seconds=(sum(seconds[:-1]) + first if first is not None and is_timed else None),
         total_seconds=sum(seconds) if is_timed else None,
@@ -88,10 +87,10 @@ def _voted(repeats: Sequence[Request], *, is_label: bool) -> Request:
     is_timed = len(seconds) == len(repeats)
     return replace(
         repeats[place or 0],
-        prompt_tokens=sum(r.prompt_tokens for r in repeats),
-        cached_tokens=sum(r.cached_tokens for r in repeats),
-        computed_tokens=sum(r.computed_tokens for r in repeats),
-        completion_tokens=sum(r.completion_tokens for r in repeats),
+        prompt_tokens=total(r.prompt_tokens for r in repeats),
+        cached_tokens=total(r.cached_tokens for r in repeats),
+        computed_tokens=total(r.computed_tokens for r in repeats),
+        completion_tokens=total(r.completion_tokens for r in repeats),
         truncated_tokens=sum(r.truncated_tokens for r in repeats),
         first_token_seconds=sum(seconds[:-1]) + first if is_timed and first is not None else None,
         total_seconds=sum(seconds) if is_timed else None,
@@ -195,35 +194,24 @@ def sliced(
 
 
 def slices_of(items: Mapping[str, Item]) -> dict[str, list[str]]:
-    """Item id -> `name=value` of its slices and its group."""
+    """Item id -> `name=value` of its slices and its group; a stereotype is no slice."""
     named = {}
     for item_id, item in items.items():
-        names = [f"{k}={v}" for k, v in item.slices.items()]
+        names = [f"{k}={v}" for k, v in item.slices.items() if k != "stereotype"]
         named[item_id] = names + ([f"group={item.group}"] if item.group is not None else [])
     return named
 
 
-def variance(
-    requests: Sequence[Request], scores: Mapping[str, float], values: Sequence[float | None]
-) -> Variance:
-    """Variance of the metric over items (of the mean), over draws and over training seeds."""
-    draws: dict[int, list[float]] = {}
-    seeds: dict[int | None, list[float]] = {}
+def by_replicate(
+    requests: Sequence[Request], values: Sequence[float | None]
+) -> dict[tuple[int, int], dict[str, float]]:
+    """(draw, training seed) -> item id -> value, the mean over repeats; unknown ones left out."""
+    found: dict[tuple[int, int], list[tuple[str, float | None]]] = {}
     for request, value in zip(requests, values, strict=True):
-        if value is not None:
-            draws.setdefault(request.final.draw, []).append(value)
-            seeds.setdefault(request.final.train_seed, []).append(value)
-    n = len(scores)
-    return Variance(
-        items=_sample_variance(list(scores.values())) / n if n >= 2 else None,
-        draws=_sample_variance([fmean(v) for v in draws.values()]) if len(draws) >= 2 else None,
-        seeds=_sample_variance([fmean(v) for v in seeds.values()]) if len(seeds) >= 2 else None,
-    )
-
-
-def _sample_variance(values: Sequence[float]) -> float:
-    mean = fmean(values)
-    return sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+        final = request.final
+        own = found.setdefault((final.draw, final.train_seed or 0), [])
+        own.append((final.item_id, value))
+    return {replicate: by_item(own) for replicate, own in found.items()}
 
 
 def labels_used(records: RunRecords, name: str) -> int:
@@ -234,11 +222,12 @@ def labels_used(records: RunRecords, name: str) -> int:
     """
     chain = records.base_arms(name)
     specs = [records.arm_specs[a] for a in chain]
-    if any(s.method in ("lora", "full", "peft", "instruction", "tfidf") for s in specs):
+    if any(s.method not in ("prompt", "given") or s.is_retrieved for s in specs):
         labels = _training_rows(records, chain)
     else:
         labels = _shots(records.arm_specs[name], records.arms[name])
-    rules = [rule for a in chain if (rule := records.arms[a].rule) is not None]
+    open_arms = [a for a in chain if not records.arm_specs[a].is_rule_fixed]
+    rules = [rule for a in open_arms if (rule := records.arms[a].rule) is not None]
     validated = [
         m.n or 0 for rule in rules if len(rule.validation) >= 2 for m in rule.validation.values()
     ]

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from conf.records import Measured
+from conf.records import Measured, total
 from conf.results import ArmResult, Cost, Latency, Metric, Tokens, TrainCost, Variance
 from conf.run_groups import DecisionConfig, PricingConfig
 from evaluation import arm_scores, cost
 from evaluation.arm_scores import Request
+from evaluation.hosted_cost import hosted_cost
+from evaluation.item_intervals import ItemRule
 from evaluation.run_records import RunRecords
 from evaluation.statistics import macro_f1, mean_interval, quantile_interval
+from evaluation.turn_around import ready_seconds
+from evaluation.variance import split_variance
 
 LABEL_KINDS = ("classification", "multiple_choice")
 
@@ -112,10 +116,11 @@ def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmS
         variance=quality.variance,
         latency=_latency(timed, confidence=settings.confidence),
         tokens=_tokens(tests, confidence=settings.confidence),
-        cost=_cost(records, name, requests, fixed, settings=settings),
+        cost=_cost(records, name, requests, fixed, tests=tests, settings=settings),
         train=_train_cost(records, name, price=price),
         answer_rule=arm.rule,
         checkpoint=arm.checkpoint,
+        ready_seconds=ready_seconds(records, name),
         spent_now_device_seconds=now,
         spent_now_usd=None if price is None else now * price,
         is_reused=arm.is_reused,
@@ -156,7 +161,10 @@ def _quality(
         else arm_scores.score_of(r.final)
         for r in tests
     ]
-    headline = _share(scores, confidence=confidence)
+    rule = ItemRule.of(records, confidence=confidence)
+    replicates = arm_scores.by_replicate(tests, values)
+    variance = split_variance(replicates, sources=rule.sources)
+    headline = rule.pooled(scores, variance, replicates)
     label_of = {
         i: [item.label]
         for i, item in records.items.items()
@@ -170,9 +178,9 @@ def _quality(
             high=headline.high,
             n=headline.n,
         ),
-        accuracy=_accuracy(tests, is_calibrated=False, confidence=confidence),
+        accuracy=_accuracy(tests, is_calibrated=False, rule=rule),
         accuracy_calibrated=(
-            _accuracy(tests, is_calibrated=True, confidence=confidence) if with_labels else None
+            _accuracy(tests, is_calibrated=True, rule=rule) if with_labels else None
         ),
         macro_f1=_macro_f1(tests, is_calibrated=calibrated, confidence=confidence)
         if label_of
@@ -183,27 +191,18 @@ def _quality(
         by_slice=arm_scores.sliced(
             scores, arm_scores.slices_of(records.items), confidence=confidence
         ),
-        variance=arm_scores.variance(tests, scores, values),
+        variance=variance,
     )
 
 
-def _share(scores: Mapping[str, float], *, confidence: float) -> Measured:
-    """The mean score; an interval for shares where the scores are shares."""
-    values = list(scores.values())
-    is_share = all(0 <= v <= 1 for v in values)
-    return mean_interval(values, confidence=confidence, is_share=is_share)
-
-
-def _accuracy(
-    tests: Sequence[Request], *, is_calibrated: bool, confidence: float
-) -> Measured | None:
+def _accuracy(tests: Sequence[Request], *, is_calibrated: bool, rule: ItemRule) -> Measured | None:
     """Share of right answers; None where no answer is right or wrong."""
     if all(_right(r, is_calibrated) is None for r in tests):
         return None
     right = arm_scores.by_item(
         (r.final.item_id, arm_scores.is_right(r.final, is_calibrated=is_calibrated)) for r in tests
     )
-    return _share(right, confidence=confidence)
+    return rule.mean(right)
 
 
 def _right(request: Request, is_calibrated: bool) -> bool | None:
@@ -228,8 +227,10 @@ def _tokens(tests: Sequence[Request], *, confidence: float) -> Tokens | None:
     if not tests:
         return None
 
-    def mean(values: Sequence[int]) -> Measured:
-        return mean_interval([float(v) for v in values], confidence=confidence)
+    def mean(values: Sequence[int | None]) -> Measured:
+        if None in values:  # an endpoint that does not tell
+            return Measured(n=len(values))
+        return mean_interval([float(v) for v in values if v is not None], confidence=confidence)
 
     return Tokens(
         prompt=mean([r.prompt_tokens for r in tests]),
@@ -256,7 +257,7 @@ def _request_costs(timed: Sequence[Request], *, devices: int) -> list[cost.Reque
     return [
         cost.RequestCost(
             device_seconds=r.total_seconds * devices,
-            tokens=r.prompt_tokens + r.completion_tokens,
+            tokens=total([r.prompt_tokens, r.completion_tokens]) or 0,
         )
         for r in timed
         if r.total_seconds is not None
@@ -269,6 +270,7 @@ def _cost(
     requests: Sequence[cost.RequestCost],
     fixed: cost.FixedCost,
     *,
+    tests: Sequence[Request],
     settings: Settings,
 ) -> Cost:
     spec = records.arm_specs[name]
@@ -276,6 +278,14 @@ def _cost(
         return Cost(
             fixed_usd=spec.given_fixed_usd,
             request_usd=Measured(value=spec.given_request_usd),
+        )
+    if spec.hosted_model is not None:
+        return hosted_cost(
+            tests,
+            [line for line in records.ledger if line.arm == name],
+            fixed,
+            price=settings.pricing.hosted.get(spec.hosted_model),
+            confidence=settings.confidence,
         )
     device_seconds = cost.request_device_seconds(requests, confidence=settings.confidence)
     return Cost(

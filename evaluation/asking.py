@@ -245,7 +245,7 @@ class Asker:
         if work.is_sample:
             limit += 2 * math.sqrt(limit * (1 - MAX_FAILED_SHARE))
         if len(failed) > limit:
-            lengths = sorted(record.prompt_tokens for record in failed)
+            lengths = sorted(record.prompt_tokens or 0 for record in failed)
             raise JobFailed(
                 f"{self._arm}: {len(failed)} of {total} {work.set} items cannot be "
                 f"answered, e.g. {failed[0].item_id}: {failed[0].error} "

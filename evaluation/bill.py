@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from conf.records import LedgerLine
-from evaluation.engines.base import Engine
+from evaluation.engines.base import Engine, Hosted, Paid
 
 
 class Bill:
@@ -34,6 +34,7 @@ class Bill:
         self._usd_per_device_second = usd_per_device_second
         self._last = time.perf_counter()
         engine.take_shared()
+        self._take_paid()
 
     def lines(
         self, purpose: str, *, tokens: int = 0, completion_tokens: int = 0
@@ -41,12 +42,15 @@ class Bill:
         """Bill tokens and all time since the last line to a purpose; shared and padding rows apart.
 
         The seconds of shared and padding rows cannot be told from those of the rows beside them:
-        they stand on the purpose's line.
+        they stand on the purpose's line. A hosted engine is paid by token, and takes no devices;
+        what it answers from earlier requests stands on a line of its own, marked reused.
         """
         now = time.perf_counter()
         device_seconds = (now - self._last) * self._devices
         self._last = now
         price = self._usd_per_device_second
+        paid = self._take_paid()
+        usd = None if price is None else price * device_seconds
         yield LedgerLine(
             job=self._job,
             arm=self._arm,
@@ -54,10 +58,21 @@ class Bill:
             tokens=tokens,
             completion_tokens=completion_tokens,
             device_seconds=device_seconds,
-            usd=None if price is None else price * device_seconds,
+            usd=usd if paid is None else paid.usd,
         )
+        if paid is not None and paid.reused_usd != 0.0:
+            yield LedgerLine(
+                job=self._job,
+                arm=self._arm,
+                purpose=purpose,
+                usd=paid.reused_usd,
+                is_reused=True,
+            )
         overhead = self._engine.take_shared()
         extra = (("shared", overhead.shared_tokens), ("padding", overhead.padding_tokens))
         for name, count in extra:
             if count:
                 yield LedgerLine(job=self._job, arm=self._arm, purpose=name, tokens=count)
+
+    def _take_paid(self) -> Paid | None:
+        return self._engine.take_paid() if isinstance(self._engine, Hosted) else None

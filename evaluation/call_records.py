@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from conf.choices import Normalisation
-from conf.records import AnswerRule, SampleRecord
+from conf.records import AnswerRule, SampleRecord, total
 from evaluation.answers import read_answer
 from evaluation.calibration import best_label
 from evaluation.calls import Call, Pass
-from evaluation.engines.base import GenerateResult, ScoreResult
+from evaluation.engines.base import GenerateResult, ScoreResult, Usage
 from evaluation.normalisation import LabelScores, mean_logprobs
 from evaluation.scoring import score
 from evaluation.tasks import Task
@@ -75,7 +75,7 @@ class CallRecords:
             total_seconds=result.total_seconds,
         )
         if isinstance(result, GenerateResult):
-            return self._generated(base, call, result)
+            return self._generated(with_usage(base, result.usage), call, result)
         base = with_unconditional(base, unconditional)
         if result.winner is not None:
             return self._won(base, call, result)
@@ -99,7 +99,8 @@ class CallRecords:
 
     def _generated(self, base: SampleRecord, call: Call, result: GenerateResult) -> SampleRecord:
         """A generated call: a thought, or the answer when the style is over."""
-        base = replace(base, completion=result.text, completion_tokens=result.completion_tokens)
+        count = result.completion_tokens if result.usage is None else base.completion_tokens
+        base = replace(base, completion=result.text, completion_tokens=count)
         text = call.talk.send(result.text)
         if text is None:
             return base
@@ -162,6 +163,20 @@ class CallRecords:
         return self._normalisation is Normalisation.first_token
 
 
+def with_usage(record: SampleRecord, usage: Usage | None) -> SampleRecord:
+    """A record with an endpoint's own counts, null where it does not tell; else as it is."""
+    if usage is None:
+        return record
+    is_known = usage.prompt_tokens is not None and usage.completion_tokens is not None
+    return replace(
+        record,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        computed_tokens=record.computed_tokens if is_known else None,
+    )
+
+
 def with_unconditional(record: SampleRecord, others: Sequence[SampleRecord]) -> SampleRecord:
     """A record that also pays for other calls, and holds the mean of their label scores."""
     if not others:
@@ -176,10 +191,10 @@ def with_unconditional(record: SampleRecord, others: Sequence[SampleRecord]) -> 
 
     return replace(
         record,
-        prompt_tokens=sum(r.prompt_tokens for r in every),
-        cached_tokens=sum(r.cached_tokens for r in every),
-        computed_tokens=sum(r.computed_tokens for r in every),
-        completion_tokens=sum(r.completion_tokens for r in every),
+        prompt_tokens=total(r.prompt_tokens for r in every),
+        cached_tokens=total(r.cached_tokens for r in every),
+        computed_tokens=total(r.computed_tokens for r in every),
+        completion_tokens=total(r.completion_tokens for r in every),
         first_token_seconds=seconds("first_token_seconds"),
         total_seconds=seconds("total_seconds"),
         baseline_logprobs=mean_logprobs(scores),

@@ -114,7 +114,7 @@ class CallMaker:
 
     def start(self, item: Item, *, repeat: int) -> Talk:
         """Begin a talk with an item."""
-        calls = self._style(item, self._context)
+        calls = self._style(item, self._context.at(item))
         return Talk(item=item, repeat=repeat, calls=calls, call=next(calls))
 
     def make(self, talk: Talk, *, answer_by: str) -> Call:
@@ -161,7 +161,9 @@ class CallMaker:
 
     def _to_generate(self, talk: Talk, text: str, *, limit: int) -> Call:
         prompt = tuple(self._renderer.encode(text))
-        room = self._renderer.max_length - len(prompt)
+        # A hosted model has a context of its own, and says so where a prompt is too long for it.
+        is_hosted = self._arm.engine.is_hosted
+        room = limit if is_hosted else self._renderer.max_length - len(prompt)
         if self._has_to_cut(len(prompt) + limit):
             short = self._cut(talk, text, room=self._renderer.max_length - limit)
             if short is not None:
@@ -174,6 +176,7 @@ class CallMaker:
             stop=self._stop,
             temperature=self._arm.engine.temperature,
             seed=int(sha256_of(["noise", _name(talk)])[:15], 16),
+            messages=_turns(talk),
         )
         return Call(
             talk=talk,
@@ -194,7 +197,7 @@ class CallMaker:
 
     def _length_error(self, prompt_tokens: int, answer_tokens: int) -> str | None:
         limit = self._renderer.max_length
-        if prompt_tokens + answer_tokens <= limit:
+        if prompt_tokens + answer_tokens <= limit or self._arm.engine.is_hosted:
             return None
         return (
             f"a prompt of {prompt_tokens} tokens and an answer of {answer_tokens} "
@@ -232,6 +235,14 @@ def check_labels(task: Task, renderer: Renderer) -> None:
 def _name(talk: Talk) -> str:
     """A request's id; the scripted engine reads the item's id off it."""
     return f"{talk.item.id}|{talk.repeat}|{talk.index}"
+
+
+def _turns(talk: Talk) -> tuple[tuple[str, str], ...]:
+    """The turns of the present call; an answer's beginning is an assistant's turn to go on with."""
+    ask = talk.call
+    assert ask is not None
+    turns = [(message.role, message.content) for message in ask.messages]
+    return (*turns, ("assistant", ask.prefix.rstrip())) if ask.prefix.strip() else tuple(turns)
 
 
 def _sha256(text: str) -> str:

@@ -57,18 +57,6 @@ class Chart:
     section: str = ""
 
 
-def all_charts(results: Results, records: RunRecords) -> list[Chart]:
-    """The charts that have something to show."""
-    charts = [
-        accuracy_chart(results),
-        cost_quality_chart(results),
-        training_chart(results, records),
-        validation_chart(results, records),
-        volume_chart(results),
-    ]
-    return [chart for chart in charts if chart.series]
-
-
 def metric_name(results: Results) -> str:
     """The headline metric's name in words."""
     name = next((r.metric.name for r in results.arms.values() if r.metric), "metric")

@@ -22,6 +22,7 @@ class Layout:
 
     answer: the column with the label (label kinds) or the target. split_group: the column whose
     equal values stay in one split. slices: further short columns, for results by slice.
+    stereotype: the column with the answer that a prejudice would give.
     """
 
     kind: TaskKind
@@ -35,6 +36,7 @@ class Layout:
     group: str | None
     split_group: str | None
     slices: tuple[str, ...]
+    stereotype: str | None = None
 
 
 def choose_layout(config: TaskConfig, rows: Sequence[RawRow], *, name: str) -> Layout:
@@ -53,7 +55,9 @@ def choose_layout(config: TaskConfig, rows: Sequence[RawRow], *, name: str) -> L
     input_field, answer_field = needed[0], needed[-1]
     group = there.get("group", config.group)
     used = {there[field] for field in needed} | {
-        there[f] for f in ("id", "context", "references", "rationale", "choices") if f in there
+        there[f]
+        for f in ("id", "context", "references", "rationale", "choices", "stereotype")
+        if f in there
     }
     is_free = kind in (TaskKind.generation, TaskKind.pairs)
     return Layout(
@@ -68,6 +72,7 @@ def choose_layout(config: TaskConfig, rows: Sequence[RawRow], *, name: str) -> L
         group=group,
         split_group=config.group,
         slices=tuple(c for c in columns if c not in used and _is_slice(c, rows)),
+        stereotype=there.get("stereotype"),
     )
 
 

@@ -4,43 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from conf.decision_results import Utility
 from conf.results import Pair, Recommendation
 from conf.run_groups import DecisionConfig
 from evaluation import wording
+from evaluation.decision_changes import all_changes, is_told
 from evaluation.decision_rules import (
-    LIMITS,
     Choice,
     Evidence,
     best_on_validation,
     choose,
     family,
-    is_cheaper,
     measured_for,
     metric_of,
-    more_items,
     pair_of,
     total_cost,
     volume,
-    without_limit,
 )
-
-LIMIT_WORDS = {
-    "minimum_metric": "metric",
-    "minimum_format_validity": "format validity",
-    "maximum_p95_seconds": "p95 latency",
-    "maximum_total_usd": "total cost",
-}
+from evaluation.decision_utility import all_utilities
+from evaluation.decision_words import LIMIT_WORDS, limit_value, verdict_of
 
 
 def decide(evidence: Evidence, *, decision: DecisionConfig) -> Recommendation:
     """The recommendation for these arms under these limits, this traffic and these prices."""
     choice = choose(evidence, decision=decision)
+    utilities = all_utilities(evidence, decision=decision)
     reasons = (
         _main_reason(choice, evidence, decision=decision),
         *_reference_reason(choice, evidence),
         *_headline(evidence),
         *_majority(choice, evidence),
         *_cost_reason(choice, evidence, decision=decision),
+        *_expected_reason(choice, utilities, decision=decision),
         *_rejections(choice, evidence, decision=decision),
         *(
             f"{arm} {result.status}: {wording.first_line(result.error or 'no reason recorded')}"
@@ -48,31 +43,15 @@ def decide(evidence: Evidence, *, decision: DecisionConfig) -> Recommendation:
             if result.status != "done"
         ),
     )
-    changes = (
-        *_item_changes(choice, evidence, decision=decision),
-        *_volume_changes(choice, evidence, decision=decision),
-        *_error_price_change(choice, evidence, decision=decision),
-        *_limit_changes(choice, evidence, decision=decision),
-        *_price_change(evidence),
-    )
+    changes = all_changes(choice, evidence, decision=decision)
     return Recommendation(
-        arm=choice.arm, verdict=_verdict(choice), reasons=reasons, would_change_if=changes
+        arm=choice.arm,
+        verdict=verdict_of(choice),
+        reasons=reasons,
+        would_change_if=tuple(change.sentence for change in changes if is_told(change)),
+        changes=changes,
+        utilities=utilities,
     )
-
-
-def _verdict(choice: Choice) -> str:
-    match choice.state:
-        case "take":
-            return f"take {choice.arm}"
-        case "equal":
-            return f"practically equal: take the cheaper, {choice.arm}"
-        case "open" if choice.more_items is not None:
-            return f"too close to call: about {choice.more_items:,} more items"
-        case "open":
-            return "too close to call"
-        case "none":
-            return "none meets your limits"
-    return "no arm finished: nothing to compare"
 
 
 def _with_state(choice: Choice, state: str) -> list[str]:
@@ -120,11 +99,9 @@ def _difference(pair: Pair | None) -> str:
 def _reference_reason(choice: Choice, evidence: Evidence) -> list[str]:
     """Say it plainly when neither fine-tuning nor prompting wins."""
     if choice.arm is not None and family(evidence.arms[choice.arm]) == "reference":
-        name = (
-            "TF-IDF with logistic regression"
-            if evidence.arms[choice.arm].kind == "tfidf"
-            else ("the system given for comparison")
-        )
+        names = {"tfidf": "TF-IDF with logistic regression", "linear_probe": "a linear probe"}
+        kind = evidence.arms[choice.arm].kind
+        name = names.get(kind, "the system given for comparison")
         return [f"Neither fine-tuning nor prompting wins here: {name} is the better choice."]
     if choice.leader is None:
         return []
@@ -195,6 +172,21 @@ def _cost_reason(choice: Choice, evidence: Evidence, *, decision: DecisionConfig
     return [f"Over {requests}, {wording.joined(parts)} in all."] if parts else []
 
 
+def _expected_reason(
+    choice: Choice, utilities: Sequence[Utility], *, decision: DecisionConfig
+) -> list[str]:
+    """Costs with wrong answers, where those have a price."""
+    names = (choice.arm or choice.leader, choice.rival)
+    parts = [
+        f"{u.arm} is expected to cost {wording.usd(u.expected_usd.value)} USD"
+        f" ({wording.usd(u.expected_usd.low)} to {wording.usd(u.expected_usd.high)})"
+        for u in utilities
+        if u.arm in names
+    ]
+    error = wording.usd(decision.error_usd)
+    return [f"With wrong answers at {error} USD each, {wording.joined(parts)}."] if parts else []
+
+
 def _rejections(choice: Choice, evidence: Evidence, *, decision: DecisionConfig) -> list[str]:
     lines = []
     for arm, limits in choice.rejected.items():
@@ -210,135 +202,3 @@ def _rejections(choice: Choice, evidence: Evidence, *, decision: DecisionConfig)
 def _asked(limit: str, *, decision: DecisionConfig) -> str:
     side = "at least" if limit.startswith("minimum") else "at most"
     return f"{side} {limit_value(limit, getattr(decision, limit))} asked"
-
-
-def limit_value(limit: str, value: float) -> str:
-    """A limit's value in its unit."""
-    match limit:
-        case "maximum_p95_seconds":
-            return wording.seconds(value)
-        case "maximum_total_usd":
-            return f"{wording.usd(value)} USD"
-    return wording.percent(value)
-
-
-def _item_changes(choice: Choice, evidence: Evidence, *, decision: DecisionConfig) -> list[str]:
-    if choice.state == "open" and choice.leader and choice.rival:
-        arms = evidence.arms
-        ours, theirs = (
-            total_cost(arms[a], decision=decision) for a in (choice.leader, choice.rival)
-        )
-        until = (
-            f" Until then {choice.rival} is the cheaper and {choice.leader} the better measured."
-            if is_cheaper(theirs, ours)
-            else ""
-        )
-        if choice.more_items is None:
-            return [f"No number of test items can be named that tells these two apart.{until}"]
-        return [
-            f"About {choice.more_items:,} more test items would settle {choice.leader} against"
-            f" {choice.rival}, if difference and spread stay as measured.{until}"
-        ]
-    lines = []
-    for standing in choice.standings:
-        needed = more_items(standing.pair, decision=decision)
-        if standing.state == "open" and needed is not None:
-            lines.append(
-                f"About {needed:,} more test items would show whether {standing.arm} is in truth"
-                f" different from {choice.leader}."
-            )
-    return lines
-
-
-def _volume_changes(choice: Choice, evidence: Evidence, *, decision: DecisionConfig) -> list[str]:
-    """Where the cheapest of the arms that are practically equal changes."""
-    if choice.arm is None:
-        return []
-    lines = []
-    peers = [a for a in (choice.leader, *_with_state(choice, "equal")) if a and a != choice.arm]
-    for other in peers:
-        at = _crossing(evidence, choice.arm, other)
-        if at is None:
-            continue
-        side = "Above" if at > volume(decision) else "Below"
-        months = at / decision.requests_per_month
-        lines.append(
-            f"{side} {wording.count(at)} requests in all ({wording.count(months)} months at"
-            f" this traffic) {other} would be the cheaper of the two."
-        )
-    return lines
-
-
-def _crossing(evidence: Evidence, a: str, b: str) -> float | None:
-    """Volume at which two arms cost the same; None where there is none above 0."""
-    ca, cb = evidence.arms[a].cost, evidence.arms[b].cost
-    if ca is None or cb is None:
-        return None
-    fixed = (ca.fixed_usd, cb.fixed_usd)
-    request = (ca.request_usd.value, cb.request_usd.value)
-    if None in (*fixed, *request):
-        fixed = (ca.fixed_device_seconds, cb.fixed_device_seconds)
-        request = (ca.request_device_seconds.value, cb.request_device_seconds.value)
-    (fa, fb), (ra, rb) = fixed, request
-    if fa is None or fb is None or ra is None or rb is None or ra == rb:
-        return None
-    at = (fb - fa) / (ra - rb)
-    return at if at > 0 else None
-
-
-def _error_price_change(
-    choice: Choice, evidence: Evidence, *, decision: DecisionConfig
-) -> list[str]:
-    """The cost of a wrong answer below which a cheaper, worse arm would be the better buy."""
-    if choice.arm is None:
-        return []
-    mine = evidence.arms[choice.arm]
-    usd, value = total_cost(mine, decision=decision).usd, metric_of(mine)
-    if usd is None or value is None:
-        return []
-    prices = []
-    for standing in choice.standings:
-        other = evidence.arms[standing.arm]
-        their_usd, their_value = total_cost(other, decision=decision).usd, metric_of(other)
-        if their_usd is None or their_value is None or standing.arm == choice.arm:
-            continue
-        if their_usd < usd and their_value < value:
-            prices.append(
-                ((usd - their_usd) / volume(decision) / (value - their_value), standing.arm)
-            )
-    if not prices:
-        return []
-    price, arm = max(prices)
-    return [
-        f"If a wrong answer cost less than {wording.usd(price)} USD, {arm} would be the better"
-        " buy: it is cheaper and less often right."
-    ]
-
-
-def _limit_changes(choice: Choice, evidence: Evidence, *, decision: DecisionConfig) -> list[str]:
-    """For each limit that is set: what value of it would give another answer."""
-    lines = []
-    for limit in LIMITS:
-        if getattr(decision, limit) is None or not choice.rejected:
-            continue
-        other = choose(evidence, decision=without_limit(decision, limit))
-        if other.arm is None or other.arm == choice.arm:
-            continue
-        value = measured_for(limit, evidence.arms[other.arm], decision=decision)
-        if value is None:
-            lines.append(f"Without decision.{limit} the answer would be {other.arm}.")
-        else:
-            lines.append(
-                f"With decision.{limit} at {limit_value(limit, value)} the answer would be"
-                f" {other.arm}."
-            )
-    return lines
-
-
-def _price_change(evidence: Evidence) -> list[str]:
-    is_priced = any(
-        r.cost is not None and r.cost.request_usd.value is not None for r in evidence.arms.values()
-    )
-    if is_priced or not evidence.arms:
-        return []
-    return ["There is no price, so cost is compared in device-seconds; set pricing=... for USD."]

@@ -9,21 +9,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 
+from conf.label_results import LabelCrossing
 from conf.results import ArmResult, Pair
 from conf.run_groups import DecisionConfig
-from evaluation.statistics import items_to_decide, normal_quantile
+from evaluation.decision_gap import Gap, Total, metric_gap, money_gap, more_items, state_of
 
 LIMITS = (
     "minimum_metric",
     "minimum_format_validity",
+    "minimum_consistency",
     "maximum_p95_seconds",
     "maximum_total_usd",
+    "deadline_hours",
 )
+PAID_ONCE = ("prompt", "given")  # all other kinds are trained again when the data change
+OF_GENERATED = ("minimum_format_validity", "minimum_consistency")  # null for any other answer
 FAMILIES = {
     "prompt": "prompt",
     "lora": "weights",
@@ -32,17 +35,26 @@ FAMILIES = {
     "instruction": "weights",
     "both": "both",
     "tfidf": "reference",
+    "linear_probe": "reference",
     "given": "reference",
 }
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Evidence:
-    """What is decided from. validation: arm -> its score on validation, None where unknown."""
+    """What is decided from; the rules need arms and pairs alone.
+
+    validation: arm -> its score on validation, None where unknown. The rest says what would change
+    the verdict. usd_per_device_hour: the price in the arms' costs. usd_per_prompt_token: arm -> USD
+    that one more prompt token adds to a request. crossings: of a label curve.
+    """
 
     arms: Mapping[str, ArmResult]
     pairs: Sequence[Pair]
     validation: Mapping[str, float | None] = field(default_factory=dict)
+    usd_per_device_hour: float | None = None
+    usd_per_prompt_token: Mapping[str, float] = field(default_factory=dict)
+    crossings: Sequence[LabelCrossing] = ()
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -52,6 +64,7 @@ class Standing:
     arm: str
     state: str
     pair: Pair | None
+    gap: Gap | None = None
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -65,21 +78,6 @@ class Choice:
     rejected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # arm -> limits missed
     more_items: int | None = None
     rival: str | None = None
-
-
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Total:
-    """Cost of the whole horizon; None where it is not known."""
-
-    usd: float | None
-    device_seconds: float | None
-
-
-def without_limit(decision: DecisionConfig, limit: str) -> DecisionConfig:
-    """The same decision with one limit lifted."""
-    changed = copy(decision)
-    setattr(changed, limit, None)
-    return changed
 
 
 def family(result: ArmResult) -> str:
@@ -98,15 +96,31 @@ def metric_of(result: ArmResult) -> float | None:
 
 
 def total_cost(result: ArmResult, *, decision: DecisionConfig) -> Total:
-    """Fixed cost + volume x request cost."""
+    """Fixed cost, again at every change for what was trained, + volume x request cost."""
     cost = result.cost
     if cost is None:
         return Total(usd=None, device_seconds=None)
-    v = volume(decision)
+    v, times = volume(decision), times_paid(result, decision=decision)
+    fixed_usd = None if cost.fixed_usd is None else times * cost.fixed_usd
+    fixed_seconds = None if cost.fixed_device_seconds is None else times * cost.fixed_device_seconds
+    usd, seconds = cost.request_usd, cost.request_device_seconds
+    low, high = usd.low, usd.high
+    if usd.value is not None and seconds.value and seconds.low is not None and seconds.high:
+        low = usd.value * seconds.low / seconds.value
+        high = usd.value * seconds.high / seconds.value
     return Total(
-        usd=_line(cost.fixed_usd, cost.request_usd.value, v),
-        device_seconds=_line(cost.fixed_device_seconds, cost.request_device_seconds.value, v),
+        usd=_line(fixed_usd, usd.value, v),
+        device_seconds=_line(fixed_seconds, seconds.value, v),
+        low_usd=_line(fixed_usd, low, v),
+        high_usd=_line(fixed_usd, high, v),
     )
+
+
+def times_paid(result: ArmResult, *, decision: DecisionConfig) -> float:
+    """How often the fixed cost comes over the horizon: a prompt follows new data by itself."""
+    if result.kind in PAID_ONCE:
+        return 1.0
+    return 1.0 + decision.changes_per_month * decision.horizon_months
 
 
 def _line(fixed: float | None, request: float | None, v: float) -> float | None:
@@ -129,18 +143,22 @@ def measured_for(limit: str, result: ArmResult, *, decision: DecisionConfig) -> 
             return metric_of(result)
         case "minimum_format_validity":
             return None if result.format_validity is None else result.format_validity.value
+        case "minimum_consistency":
+            return None if result.consistency is None else result.consistency.value
         case "maximum_p95_seconds":
             return None if result.latency is None else result.latency.p95_seconds.value
         case "maximum_total_usd":
             return total_cost(result, decision=decision).usd
+        case "deadline_hours":
+            return None if result.ready_seconds is None else result.ready_seconds / 3600
     raise AssertionError(f"no such limit: {limit}")
 
 
 def missed_limits(result: ArmResult, *, decision: DecisionConfig) -> tuple[str, ...]:
     """The limits that an arm misses or cannot be shown to meet.
 
-    An arm that scores labels, and a reference arm, can only answer with a label: format validity
-    is not measured there and not asked for.
+    An arm that scores labels, and a reference arm, can only answer with a label, and always with
+    the same: what OF_GENERATED asks for is not measured there and not asked for.
     """
     missed = []
     for limit in LIMITS:
@@ -148,7 +166,7 @@ def missed_limits(result: ArmResult, *, decision: DecisionConfig) -> tuple[str, 
         if bound is None:
             continue
         is_generated = result.answer_rule is not None and result.answer_rule.answer_by == "generate"
-        if limit == "minimum_format_validity" and not is_generated:
+        if limit in OF_GENERATED and not is_generated:
             continue
         value = measured_for(limit, result, decision=decision)
         is_met = value is not None and (
@@ -159,12 +177,18 @@ def missed_limits(result: ArmResult, *, decision: DecisionConfig) -> tuple[str, 
     return tuple(missed)
 
 
+def usd_per_point(decision: DecisionConfig) -> float | None:
+    """USD over the horizon that a difference of 1 in the metric is worth; None without a price."""
+    return None if decision.error_usd is None else decision.error_usd * volume(decision)
+
+
 def loss_usd(result: ArmResult, *, decision: DecisionConfig) -> float | None:
     """Total cost + the cost of wrong answers, where both have a price."""
     usd, value = total_cost(result, decision=decision).usd, metric_of(result)
-    if usd is None or value is None or decision.error_usd is None:
+    per_point = usd_per_point(decision)
+    if usd is None or value is None or per_point is None:
         return None
-    return usd + decision.error_usd * volume(decision) * (1 - value)
+    return usd + per_point * (1 - value)
 
 
 def pair_of(pairs: Sequence[Pair], a: str, b: str) -> Pair | None:
@@ -212,29 +236,23 @@ def choose(evidence: Evidence, *, decision: DecisionConfig) -> Choice:
 def _standing(
     evidence: Evidence, leader: str, arm: str, *, decision: DecisionConfig, is_money: bool
 ) -> Standing:
-    """Compare by the interval of leader - arm in the metric, or of arm - leader in USD."""
+    """Compare by the interval of leader - arm in the metric, or of what the leader saves in USD."""
     pair = pair_of(evidence.pairs, leader, arm)
-    if pair is None or pair.low is None or pair.high is None:
-        return Standing(arm=arm, state="open", pair=pair)
-    low, high, margin = pair.low, pair.high, decision.equivalence_margin
-    is_separate = pair.p_adjusted is None or pair.p_adjusted < 1 - decision.confidence
-    if is_money:
-        assert decision.error_usd is not None
-        per_point = decision.error_usd * volume(decision)
-        ours = total_cost(evidence.arms[leader], decision=decision).usd
-        theirs = total_cost(evidence.arms[arm], decision=decision).usd
-        assert ours is not None and theirs is not None
-        extra = theirs - ours
-        low, high = extra + per_point * low, extra + per_point * high
-        margin *= per_point
-        is_separate = True  # the test of a difference of 0 in the metric is not the one asked here
-    if -margin <= low and high <= margin:
-        state = "equal"
-    elif low > 0 and is_separate:
-        state = "worse"
+    if pair is None:
+        return Standing(arm=arm, state="open", pair=None)
+    margin, per_point = decision.equivalence_margin, usd_per_point(decision)
+    if is_money and per_point is not None:
+        ours = total_cost(evidence.arms[leader], decision=decision)
+        theirs = total_cost(evidence.arms[arm], decision=decision)
+        gap = money_gap(pair, ours=ours, theirs=theirs, usd_per_point=per_point, margin=margin)
     else:
-        state = "open"
-    return Standing(arm=arm, state=state, pair=pair)
+        gap = metric_gap(pair, margin=margin)
+    # The test of a difference of 0 in the metric is not the one asked in money. A pair without a
+    # p-value, as one stopped early by its confidence sequence, is judged by its interval alone.
+    alpha = 1 - decision.confidence
+    is_separate = is_money or pair.p_adjusted is None or pair.p_adjusted < alpha
+    state = state_of(gap, is_separate=is_separate)
+    return Standing(arm=arm, state=state, pair=pair, gap=gap)
 
 
 def _pick(
@@ -256,7 +274,7 @@ def _pick(
         if s.state == "open" and (is_money or not is_cheaper(cost[arm], cost[s.arm]))
     ]
     if rivals:
-        needed = [(more_items(s.pair, decision=decision), s.arm) for s in rivals]
+        needed = [(items_of(s, decision=decision), s.arm) for s in rivals]
         known = [(n, name) for n, name in needed if n is not None]
         # All rivals must be settled: the one that needs most items counts.
         more, rival = max(known) if known else (None, rivals[0].arm)
@@ -264,35 +282,9 @@ def _pick(
     return replace(choice, state="equal" if equal else "take", arm=arm)
 
 
-def more_items(pair: Pair | None, *, decision: DecisionConfig) -> int | None:
-    """Further test items that would settle a pair, at the spread and difference measured.
-
-    The lower of two: telling the difference from 0 (80% power, at Holm's level for this pair), and
-    showing that it lies inside the margin. Rounded up to two figures.
-    """
-    if pair is None or pair.difference is None or pair.low is None or pair.high is None:
-        return None
-    if pair.n < 2 or pair.high <= pair.low:
-        return None
-    d, z = abs(pair.difference), normal_quantile(decision.confidence)
-    sd = (pair.high - pair.low) / 2 / z * math.sqrt(pair.n)
-    holm_factor = 1.0
-    if pair.p_value and pair.p_adjusted:
-        holm_factor = max(1.0, pair.p_adjusted / pair.p_value)
-    confidence = 1 - (1 - decision.confidence) / holm_factor
-    totals = [items_to_decide(sd, d, confidence=confidence)]
-    if decision.equivalence_margin > d:
-        totals.append(math.ceil((z * sd / (decision.equivalence_margin - d)) ** 2))
-    known = [t for t in totals if t is not None]
-    if not known:
-        return None
-    return round_up(max(min(known) - pair.n, pair.n / 10))
-
-
-def round_up(value: float) -> int:
-    """Up to two leading figures: 1234 -> 1300."""
-    step = 10 ** max(0, math.floor(math.log10(value)) - 1) if value > 0 else 1
-    return math.ceil(value / step) * step
+def items_of(standing: Standing, *, decision: DecisionConfig) -> int | None:
+    """Further test items that would settle an arm against the leader; None: no such number."""
+    return more_items(standing.gap, standing.pair, confidence=decision.confidence)
 
 
 def best_on_validation(evidence: Evidence, families: Sequence[str]) -> str | None:

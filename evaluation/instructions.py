@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -81,6 +82,11 @@ def _is_enclosed(text: str, first: str, last: str) -> bool:
 def _is_twice(text: str, argument: str) -> bool:
     parts = [part.strip(" .").casefold() for part in text.split(argument)]
     return len(parts) == 2 and parts[0] == parts[1] != ""
+
+
+def _has_word(text: str, word: str) -> bool:
+    pattern = rf"(?<!\w){re.escape(word.casefold())}(?!\w)"
+    return re.search(pattern, text.casefold()) is not None
 
 
 INSTRUCTIONS = (
@@ -192,6 +198,12 @@ INSTRUCTIONS = (
     ),
 )
 BY_NAME = {instruction.name: instruction for instruction in INSTRUCTIONS}
+# Checks of a form alone, which no training row has: name -> whether a text obeys an argument.
+FORMS: dict[str, Callable[[str, str], bool]] = {
+    "opening": lambda text, words: text.casefold().startswith(words.casefold()),
+    "forbidden_word": lambda text, word: bool(text) and not _has_word(text, word),
+}
+CHECKS = {**{i.name: i.holds for i in INSTRUCTIONS}, **FORMS}
 
 
 @scorer(OBEYS)
@@ -199,14 +211,14 @@ def obeys(answer: str, item: Item, task: Task) -> Score:
     """1 where the answer obeys the item's instruction, else 0; whether it is true is not judged."""
     del task
     kind = item.slices.get(KIND, "")
-    if kind not in BY_NAME:
+    if kind not in CHECKS:
         raise DataError(
             f"item {item.id}",
             found="no instruction that a program verifies",
             expected="an item of the embedded requests: this rule is theirs alone",
             remedy="write task.scoring=auto",
         )
-    is_obeyed = BY_NAME[kind].holds(answer.strip(), item.slices.get(ARGUMENT, ""))
+    is_obeyed = CHECKS[kind](answer.strip(), item.slices.get(ARGUMENT, ""))
     return Score(score=float(is_obeyed), is_correct=is_obeyed)
 
 

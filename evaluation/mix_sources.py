@@ -18,6 +18,7 @@ from evaluation.instructions import instruction_task, requests
 from evaluation.loaders import Source, as_source
 from evaluation.plugins import PLUGINS
 from evaluation.prepare import context_for
+from evaluation.probe_sets import whole_probes
 from evaluation.prompts import PromptContext
 from evaluation.readers import RawRow
 from evaluation.rows import make_items
@@ -81,6 +82,7 @@ def load_sources(arm: Arm, task: Task, *, task_source: str) -> tuple[MixSource, 
             *task.items["validation"],
             *requests(is_test=True),
             *general_items(),
+            *whole_probes(),
         ]
     )
     found = []

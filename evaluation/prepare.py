@@ -10,12 +10,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from conf.choices import ShotSelection
 from conf.errors import ConfigError, DataError
 from conf.hashing import sha256_of
 from conf.records import Item, RenderedExample, SourceRows, from_dict, to_dict
 from conf.resolve import Arm
 from evaluation.prompts import PromptContext, Style, draw_shots, first_ask, first_call, get_style
 from evaluation.rendering import Renderer, joint_ids
+from evaluation.shots import NearestShots
 from evaluation.tasks import Task
 
 MAX_TOO_LONG_SHARE = 0.05
@@ -68,6 +70,9 @@ def context_for(task: Task, arm: Arm) -> PromptContext:
         answer_word=lambda item: task.word(item.answer_key),
         persona=method.persona,
         max_thought_tokens=method.max_thought_tokens,
+        retrieve=NearestShots(task.items["train"], num_shots=method.num_shots)
+        if method.shot_selection is ShotSelection.retrieved
+        else None,
     )
 
 

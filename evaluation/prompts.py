@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conf.choices import ShotSelection, TaskKind
@@ -58,7 +58,8 @@ class PromptContext:
     """What a style may use besides the item.
 
     labels: the words of the labels, empty where each item has its own or there are none.
-    answer_word: the right answer of a shot in the words that a model should write.
+    answer_word: the right answer of a shot in the words that a model should write. retrieve: finds
+    each item's own shots, where they are retrieved.
     """
 
     instruction: str
@@ -68,6 +69,11 @@ class PromptContext:
     shots: tuple[Item, ...] = ()
     persona: str | None = None
     max_thought_tokens: int = 48
+    retrieve: Callable[[Item], tuple[Item, ...]] | None = None
+
+    def at(self, item: Item) -> PromptContext:
+        """The context with the item's own shots, where shots are retrieved."""
+        return self if self.retrieve is None else replace(self, shots=self.retrieve(item))
 
 
 Calls = Generator[Ask | Think, str, str]
@@ -136,7 +142,8 @@ def draw_shots(
     """Shots from the training split: a function of the items, the counts and `draw` alone.
 
     balanced: as equal a count per label as there are items for; tasks without labels draw at
-    random. The order is shuffled. More shots than training items are refused (ConfigError).
+    random. retrieved: none here, since each item has its own. The order is shuffled. More shots
+    than training items are refused (ConfigError).
     """
     pool = sorted(task.items["train"], key=lambda item: (item.sha256, item.id))
     if num_shots > len(pool):
@@ -146,6 +153,8 @@ def draw_shots(
             expected=f"at most the {len(pool)} items of the training split",
             remedy=f"write {key}={len(pool)}, or raise task.limit.train",
         )
+    if selection is ShotSelection.retrieved:
+        return ()
     source = random.Random(draw)
     source.shuffle(pool)
     if selection is ShotSelection.balanced and task.labels:
@@ -173,7 +182,7 @@ def _turn_by_turn(pool: Sequence[Item], source: random.Random) -> list[Item]:
 
 def first_call(style: Style, item: Item, context: PromptContext) -> Ask | Think:
     """The first call of a style: what is rendered before anything is generated."""
-    return _checked(next(iter(style(item, context)), None))
+    return _checked(next(iter(style(item, context.at(item))), None))
 
 
 def _checked(call: object) -> Ask | Think:
@@ -193,7 +202,7 @@ def first_ask(style: Style, item: Item, context: PromptContext) -> Ask:
     Raises:
         DataError: the style thinks first and the item has no rationale.
     """
-    calls = style(item, context)
+    calls = style(item, context.at(item))
     call = _checked(next(calls))
     while isinstance(call, Think):
         if not (item.rationale or "").strip():

@@ -75,7 +75,9 @@ def tfidf(task: Task, *, job: str = "tfidf", arm: str = "tfidf") -> Iterator[Emi
                 logprobs = dict(zip(labels, map(float, row), strict=True))
                 best = max(logprobs, key=lambda label: logprobs[label])
                 records.append(
-                    _record(task, item, arm, set_name, best, logprobs=logprobs, seconds=seconds)
+                    reference_record(
+                        task, item, arm, set_name, best, logprobs=logprobs, seconds=seconds
+                    )
                 )
         return records
 
@@ -93,10 +95,9 @@ def tfidf(task: Task, *, job: str = "tfidf", arm: str = "tfidf") -> Iterator[Emi
 
 
 def _fitted(task: Task) -> Any:
-    """The fitted pipeline; folds are no more than the rarest label has items."""
+    """The fitted pipeline of TF-IDF and logistic regression."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
     from sklearn.pipeline import make_pipeline
 
     items = task.items["train"]
@@ -106,16 +107,26 @@ def _fitted(task: Task) -> Any:
         ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"
     )
     pipeline = make_pipeline(vectorizer, LogisticRegression(max_iter=1000))
+    return with_best_strength(pipeline, texts, labels)
+
+
+def with_best_strength(pipeline: Any, inputs: Any, labels: Sequence[str]) -> Any:
+    """A pipeline that ends in a logistic regression, fitted with the C that cross-validation finds.
+
+    Folds are no more than the rarest label has items.
+    """
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
     folds = min(MAX_FOLDS, *Counter(labels).values())
     if folds < 2:  # a label with one item: nothing to hold out
-        return pipeline.fit(texts, labels)
+        return pipeline.fit(inputs, labels)
     search = GridSearchCV(
         pipeline,
         {"logisticregression__C": list(STRENGTHS)},
         cv=StratifiedKFold(folds, shuffle=True, random_state=0),
         n_jobs=1,
     )
-    return search.fit(texts, labels).best_estimator_
+    return search.fit(inputs, labels).best_estimator_
 
 
 def _text(item: Item) -> str:
@@ -131,7 +142,7 @@ def given(path: Path, task: Task, *, job: str = "given", arm: str = "given") -> 
     started = time.perf_counter()
     answers = read_given(path, task)
     records = [
-        _record(task, item, arm, "test", read_answer(answers[item.id], item, task))
+        reference_record(task, item, arm, "test", read_answer(answers[item.id], item, task))
         for item in task.items["test"]
     ]
     seconds = time.perf_counter() - started
@@ -203,7 +214,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _record(
+def reference_record(
     task: Task,
     item: Item,
     arm: str,
@@ -212,13 +223,17 @@ def _record(
     *,
     logprobs: dict[str, float] | None = None,
     seconds: float | None = None,
+    tokens: int = 0,
 ) -> SampleRecord:
+    """One answer of a reference arm, scored; seconds: of a timed request; tokens: of its prompt."""
     found = score(answer, item, task)
     return SampleRecord(
         arm=arm,
         item_id=item.id,
         set=set_name,
         num_labels=None,
+        prompt_tokens=tokens,
+        cached_tokens=tokens,  # an earlier job has forwarded them
         label_logprobs=logprobs,
         answer=answer,
         target=item.answer_key,

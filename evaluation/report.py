@@ -1,4 +1,4 @@
-"""Writes what a run is read by: results.json, results.csv, report.html, report.md, figures/."""
+"""Writes what a run is read by: results.json, .csv, .tex, report.html, report.md, figures/."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from conf.records import Measured, to_dict
 from conf.results import ArmResult, Metric, Results
-from evaluation.charts import all_charts
 from evaluation.figures import write_svg
+from evaluation.latex import results_tex
+from evaluation.report_charts import report_charts
 from evaluation.report_html import render_html
 from evaluation.report_markdown import render_markdown
 from evaluation.run_records import RunRecords
-from evaluation.search_charts import search_charts
 from evaluation.search_report import search_drawings
 
 XML = '<?xml version="1.0" encoding="utf-8"?>\n'
@@ -31,6 +31,7 @@ class ReportPaths:
     results_csv: Path
     html: Path
     markdown: Path
+    latex: Path
     figures: tuple[Path, ...]
 
 
@@ -38,13 +39,14 @@ def write_report(results: Results, records: RunRecords, directory: Path | str) -
     """Write all files of the report; each is replaced whole, so a reader never sees half of one."""
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
-    charts = [*all_charts(results, records), *search_charts(results, records)]
+    charts = report_charts(results, records)
     drawings = search_drawings(results)
     paths = ReportPaths(
         results_json=root / "results.json",
         results_csv=root / "results.csv",
         html=root / "report.html",
         markdown=root / "report.md",
+        latex=root / "results.tex",
         figures=tuple(
             root / "figures" / f"{name}.svg" for name in (*(c.name for c in charts), *drawings)
         ),
@@ -56,6 +58,7 @@ def write_report(results: Results, records: RunRecords, directory: Path | str) -
     for name, text in drawings.items():
         (root / "figures").mkdir(exist_ok=True)
         _write(root / "figures" / f"{name}.svg", XML + text)
+    _write(paths.latex, results_tex(results))
     _write(paths.markdown, render_markdown(results, charts=charts))
     _write(paths.html, render_html(results, records, charts=charts))
     return paths

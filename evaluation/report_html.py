@@ -17,6 +17,8 @@ import jinja2
 from markupsafe import Markup
 
 from conf.results import Results
+from evaluation import report_dimensions as dimensions
+from evaluation import report_method as method
 from evaluation import report_outcome as outcome
 from evaluation import report_tables as tables
 from evaluation import wording
@@ -25,6 +27,9 @@ from evaluation.arm_summary import answered_requests, is_calibrated, test_scores
 from evaluation.charts import Chart
 from evaluation.decision_rules import family
 from evaluation.figures import plotly_figure
+from evaluation.label_report import label_section
+from evaluation.report_decision import decision_data, sliders, totals_note
+from evaluation.report_evidence import item_records
 from evaluation.run_records import RunRecords
 from evaluation.search_report import search_sections, shared_charts
 from evaluation.search_tables import chosen_labels
@@ -38,7 +43,7 @@ MAX_CHARACTERS = 600
 
 def render_html(results: Results, records: RunRecords, *, charts: list[Chart]) -> str:
     """The whole page as text."""
-    plotly_js, report_js = _plotly_js(), (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    plotly_js, report_js = _plotly_js(), _page_script()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -59,12 +64,20 @@ def render_html(results: Results, records: RunRecords, *, charts: list[Chart]) -
         task_name=results.task.get("name", "task"),
         model_name=results.model.get("name", "model"),
         figures=tables.key_figures(results),
+        sliders=sliders(results),
+        totals_note=totals_note(results),
+        arms=[{"name": name, "family": family(r)} for name, r in results.arms.items()],
+        dimensions=dimensions.dimension_groups(results),
+        criteria=dimensions.criteria_table(results),
+        latency=dimensions.latency_table(results),
         arm_headings=tables.arm_headings(results),
         arm_rows=tables.arm_rows(results),
         arm_note=arm_note(results),
         charts=[chart for chart in charts if not chart.section],
+        first_charts=("accuracy", "cost_quality"),
         searches=_searches(results, charts),
         search_charts=shared_charts(charts),
+        label_curve=label_section(results, charts),
         pairs=tables.pair_table(results),
         break_even=tables.break_even_table(results),
         ledger=tables.ledger_table(results),
@@ -75,13 +88,19 @@ def render_html(results: Results, records: RunRecords, *, charts: list[Chart]) -
         pair_options=_pair_options(results),
         shows_text=records.shows_text,
         prompts=_prompts(results, records),
-        no_prompts="No prompt was recorded."
-        if records.shows_text
-        else "Prompts are left out, since report.text=none.",
-        method_notes=tables.method_notes(results),
+        no_prompts=_why_none("prompt", records),
+        records=item_records(results, records),
+        no_records=_why_none("record", records),
+        method_notes=method.method_notes(results),
         command=results.provenance.get("command") or "not recorded",
-        facts=tables.run_facts(results),
+        facts=method.run_facts(results),
     )
+
+
+def _why_none(what: str, records: RunRecords) -> str:
+    if records.shows_text:
+        return f"No {what} was written."
+    return f"{wording.capitalised(what)}s are left out, since report.text=none."
 
 
 def arm_note(results: Results) -> str:
@@ -128,6 +147,14 @@ def script_json(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _page_script() -> str:
+    """The page's own script: rules, drawing, sliders; one element, so that the rules are shared."""
+    names = ("decision.js", "report.js", "sliders.js")
+    return '"use strict";\n' + "\n".join(
+        (TEMPLATES / name).read_text(encoding="utf-8") for name in names
+    )
+
+
 def _plotly_js() -> str:
     from plotly.offline import get_plotlyjs
 
@@ -154,6 +181,7 @@ def _page_data(results: Results, records: RunRecords, *, charts: list[Chart]) ->
         "answers": {name: [given.get(i) for i in item_ids] for name, given in answers.items()},
         "shows_text": records.shows_text,
         "max_rows": MAX_DIFFERENCES,
+        "decision": decision_data(results),
     }
 
 

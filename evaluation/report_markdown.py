@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conf.results import Results
+from evaluation import report_dimensions as dimensions
+from evaluation import report_method as method
 from evaluation import report_outcome as outcome
 from evaluation import report_tables as tables
 from evaluation import wording
 from evaluation.charts import Chart
+from evaluation.label_report import label_section
 from evaluation.search_report import parallel_name, search_sections, shared_charts
 from evaluation.training_tables import instructions_table, sources_table
 
@@ -28,6 +31,9 @@ def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
     ]
     lines += ["", "## Arms", "", *_arms(results), ""]
     for title, table in (
+        ("The ten dimensions", dimensions.dimensions_table(results)),
+        ("Eleven reasons", dimensions.criteria_table(results)),
+        ("Latency", dimensions.latency_table(results)),
         ("Pairs", tables.pair_table(results)),
         ("Break-even", tables.break_even_table(results)),
         ("Obeying instructions", instructions_table(results)),
@@ -44,19 +50,33 @@ def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
                 table.note,
                 "",
             ]
+    lines += _label_curve(results, charts)
     lines += _searches(results, charts)
     lines += ["## Figures", ""]
     lines += [_figure(chart.title, chart.name) for chart in charts if not chart.section]
     lines += _serving(results)
-    lines += ["## Method", "", *(f"- {escaped(note)}" for note in tables.method_notes(results)), ""]
+    lines += ["## Method", "", *(f"- {escaped(note)}" for note in method.method_notes(results)), ""]
     command = str(results.provenance.get("command") or "not recorded")
     lines += ["Run again:", "", *(f"    {line}" for line in command.splitlines()), ""]
-    lines += [f"- {name}: {escaped(text)}" for name, text in tables.run_facts(results)]
+    lines += [f"- {name}: {escaped(text)}" for name, text in method.run_facts(results)]
     return "\n".join(lines) + "\n"
 
 
 def _figure(title: str, name: str) -> str:
     return f"![{escaped(title)}](figures/{name}.svg)\n"
+
+
+def _label_curve(results: Results, charts: Sequence[Chart]) -> list[str]:
+    """Metric and cost against the number of labels."""
+    section = label_section(results, charts)
+    if section is None:
+        return []
+    lines = ["## Labels", "", *(f"{escaped(sentence)}\n" for sentence in section.sentences)]
+    lines += [_figure(chart.title, chart.name) for chart in section.charts]
+    for title, table in section.tables:
+        lines += [f"### {title}", "", *markdown_table(table.headings, table.rows), ""]
+        lines += [escaped(table.note), ""]
+    return lines
 
 
 def _searches(results: Results, charts: Sequence[Chart]) -> list[str]:

@@ -9,6 +9,7 @@ from conf.results import ArmResult, BreakEven, Pair, Results
 from evaluation import wording
 from evaluation.charts import assumed_volume, headline_break_even, is_priced, metric_name
 from evaluation.decision_rules import family, pair_of
+from evaluation.pair_words import pairs_note, test_cells
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -38,6 +39,7 @@ class KeyFigure:
     title: str
     value: str
     note: str
+    key: str = ""  # by which the page's script finds it again
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -166,7 +168,12 @@ def key_figures(results: Results) -> list[KeyFigure]:
             request = cost.request_usd if with_usd else cost.request_device_seconds
         cell = _request_cell(request, is_usd=with_usd)
         figures.append(
-            KeyFigure(title=f"{unit} per 1,000 requests, {name}", value=cell.value, note=cell.note)
+            KeyFigure(
+                title=f"{unit} per 1,000 requests, {name}",
+                value=cell.value,
+                note=cell.note,
+                key=f"request:{name}",
+            )
         )
     crossing = headline_break_even(results)
     if crossing is not None:
@@ -175,6 +182,7 @@ def key_figures(results: Results) -> list[KeyFigure]:
                 title=f"Break-even, {crossing.a} to {crossing.b}",
                 value=_break_even_value(crossing),
                 note=_break_even_span(crossing),
+                key="break_even",
             )
         )
     return [*figures, *_assumptions(results)]
@@ -197,13 +205,19 @@ def _assumptions(results: Results) -> list[KeyFigure]:
     is_known = isinstance(monthly, (int, float)) and isinstance(months, (int, float))
     rate = f"{monthly:,.0f} a month for {months:g} months" if is_known else ""
     return [
-        KeyFigure(title="Assumed volume", value=wording.count(assumed_volume(results)), note=rate),
+        KeyFigure(
+            title="Assumed volume",
+            value=wording.count(assumed_volume(results)),
+            note=rate,
+            key="volume",
+        ),
         KeyFigure(
             title="Price of a device-hour",
             value="no price" if usd is None else f"{usd:g} USD",
             note="cost in device-seconds"
             if usd is None
             else f"{results.pricing.get('source')}, {results.pricing.get('date')}",
+            key="price",
         ),
     ]
 
@@ -235,8 +249,7 @@ def pair_table(results: Results) -> SimpleTable:
             wording.points(p.difference),
             wording.span(p.low, p.high, is_points=True),
             f"{p.wins} / {p.losses} / {p.ties}",
-            _p(p.p_value),
-            _p(p.p_adjusted),
+            *test_cells(p),
             str(p.n),
         )
         for p in sorted(results.pairs, key=_by_difference)
@@ -245,19 +258,12 @@ def pair_table(results: Results) -> SimpleTable:
         headings=("pair", "points", "interval", "wins / losses / ties", "p", "p (Holm)", "items"),
         rows=rows,
         note="Difference of the metric in percentage points, first minus second arm."
-        " p: exact McNemar where every score is 0 or 1, else a paired bootstrap;"
-        " Holm's correction runs over all pairs.",
+        + pairs_note(results.pairs),
     )
 
 
 def _by_difference(p: Pair) -> float:
     return -abs(p.difference or 0.0)
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return wording.UNKNOWN
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def break_even_table(results: Results) -> SimpleTable:
@@ -291,7 +297,8 @@ def ledger_table(results: Results) -> SimpleTable:
     """Tokens and device-seconds by arm and purpose."""
     sums: dict[tuple[str, str], list[float]] = {}
     for line in results.ledger:
-        total = sums.setdefault((line.arm or "(no arm)", line.purpose), [0.0, 0.0, 0.0, 0.0])
+        arm = (line.arm or "(no arm)").partition("@")[0]  # the runs of a label curve with their arm
+        total = sums.setdefault((arm, line.purpose), [0.0, 0.0, 0.0, 0.0])
         total[0] += line.tokens
         total[1] += line.completion_tokens
         total[2] += line.device_seconds
@@ -338,63 +345,3 @@ def _ledger_row(
         wording.usd(usd),
         wording.percent(reused / seconds if seconds else 0.0, digits=0),
     )
-
-
-def method_notes(results: Results) -> list[str]:
-    """How the numbers were made, in sentences."""
-    confidence = results.decision.get("confidence")
-    share = wording.percent(confidence if isinstance(confidence, float) else 0.95, digits=0)
-    notes = [
-        f"Intervals are {share}: Wilson's for shares, a bootstrap over items for other scores,"
-        " order statistics for latencies. They assume independent items.",
-        "Every two arms are compared on the same items. Differences come from a paired bootstrap.",
-        "The best prompted and the best fine-tuned arm of the headline are picked on validation, so"
-        " that the test items judge only once. The answer rule of each arm (score or generate, and"
-        " the calibration) is chosen on validation too.",
-        "A request is answered alone, one at a time. Its cost is its seconds times the devices"
-        " reserved. Fixed cost is training, validation and search, and labels where they have a"
-        " price; an arm on top of a fine-tuned one pays for that one.",
-        "Break-even intervals come from a bootstrap over the measured requests.",
-        "n/a: not measured or no price. A dash: does not apply, such as format validity of an arm"
-        " that scores labels.",
-    ]
-    note = results.model.get("note")
-    if note:
-        notes.append(f"About the model: {note}.")
-    broken = results.provenance.get("num_broken_lines")
-    if broken:
-        notes.append(f"{broken} half-written line(s) of a killed process were skipped.")
-    return notes
-
-
-def run_facts(results: Results) -> list[tuple[str, str]]:
-    """Versions, hardware, commit and data, one line each."""
-    p = results.provenance
-    dirty = ", with uncommitted changes" if p.get("is_dirty") else ""
-    facts = [
-        ("task", _flat({k: v for k, v in results.task.items() if k != "labels"})),
-        ("model", _flat(results.model)),
-        ("price", _flat(results.pricing)),
-        ("hardware", _flat(p.get("hardware"))),
-        ("versions", _flat(p.get("versions"))),
-        ("commit", f"{p.get('commit') or 'unknown'}{dirty}"),
-        ("checkpoints", "; ".join(_chosen_checkpoints(results))),
-    ]
-    return [(name, text) for name, text in facts if text]
-
-
-def _chosen_checkpoints(results: Results) -> list[str]:
-    """Of each arm that does not answer with its last checkpoint: which, and out of which."""
-    told = []
-    for name, r in results.arms.items():
-        if (c := r.checkpoint) is not None:
-            points = [f"step {s}: {wording.share_with_interval(m)}" for s, m in c.points.items()]
-            told.append(f"{name}: step {c.step}, best on validation ({'; '.join(points)})")
-    return told
-
-
-def _flat(value: object) -> str:
-    if isinstance(value, dict):
-        parts = [f"{k} {_flat(v)}" for k, v in value.items() if v not in (None, "", {}, [])]
-        return ", ".join(parts)
-    return str(value) if value is not None else ""

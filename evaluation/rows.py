@@ -154,6 +154,7 @@ def _item(
     answer = cell(layout.answer)
     has_label = layout.kind in (TaskKind.classification, TaskKind.multiple_choice)
     references = () if layout.references is None else choices_of(row.values.get(layout.references))
+    slices = [(c, c) for c in layout.slices] + [("stereotype", layout.stereotype)]
     return Item(
         id=cell(layout.id) or sha256_of([sha256, answer])[:16],
         split=split,
@@ -166,7 +167,7 @@ def _item(
         choices=choices,
         rationale=cell(layout.rationale),
         group=cell(layout.group),
-        slices={c: found for c in layout.slices if (found := cell(c)) is not None},
+        slices={name: found for name, c in slices if (found := cell(c)) is not None},
     )
 
 

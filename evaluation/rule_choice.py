@@ -19,7 +19,8 @@ from evaluation.tasks import Task
 def ways_to_answer(arm: Arm, task: Task) -> tuple[str, ...]:
     """Ways to try on validation, the simplest first; free and voting answers are generated."""
     method = arm.answering
-    if task.kind not in LABEL_KINDS or method.self_consistency:
+    is_generated = method.self_consistency or arm.engine.only_generates
+    if task.kind not in LABEL_KINDS or is_generated:
         return ("generate",)
     is_open = method.answer_by is AnswerBy.auto
     return ("score", "generate") if is_open else (method.answer_by.name,)

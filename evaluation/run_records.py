@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from conf.errors import DataError
+from conf.label_results import LabelPlace
 from conf.records import (
     AnswerRule,
     CurvePoint,
@@ -32,6 +33,8 @@ from evaluation.search_records import SearchRecords, search_records
 
 T = TypeVar("T")
 
+ASKED_BESIDES = ("control:", "probes:", "probes_base:")  # jobs whose failure leaves the arm whole
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class ArmSpec:
@@ -43,6 +46,9 @@ class ArmSpec:
     prompt: str = "zero_shot"
     num_shots: int = 0
     is_same_base: bool = True
+    is_retrieved: bool = False  # shots come from all training items
+    is_rule_fixed: bool = False  # validation labels choose nothing
+    hosted_model: str | None = None  # the model's name at its endpoint
     given_request_usd: float | None = None
     given_fixed_usd: float | None = None
 
@@ -94,6 +100,8 @@ class RunRecords:
     num_broken_lines: int = 0
     shows_text: bool = True
     jobs: tuple[Mapping[str, Any], ...] = ()
+    label_places: tuple[LabelPlace, ...] = ()  # of a label curve
+    label_runs: Mapping[str, ArmRecords] = field(default_factory=dict)  # by name of their records
 
     def latency_devices(self, arm: str) -> int:
         """Devices reserved while the arm's requests were timed: its job's, else the machine's."""
@@ -164,7 +172,10 @@ def read_run(path: Path | str) -> RunRecords:
     reader = _Reader(Path(path))
     head = reader.json("config.json")
     config = head.get("config") or {}
-    specs = {name: _spec(name, arm or {}) for name, arm in (config.get("arms") or {}).items()}
+    engine = config.get("engine") or {}
+    specs = {
+        name: _spec(name, arm or {}, engine) for name, arm in (config.get("arms") or {}).items()
+    }
     events = tuple(reader.lines("journal.jsonl", JournalEvent))
     arms = {name: _arm(reader, name, events) for name in specs}
     specs = {name: _chosen_spec(spec, arms[name].search) for name, spec in specs.items()}
@@ -174,6 +185,8 @@ def read_run(path: Path | str) -> RunRecords:
     exit_codes = [e.data.get("exit_code") for e in events if e.event == "run_finished"]
     items = {item.id: item for item in reader.lines("items.jsonl", Item)}
     prompts = {p.prompt_sha256: p for p in reader.lines("prompts.jsonl", PromptText)}
+    places = tuple(from_dict(LabelPlace, place) for place in head.get("label_places") or ())
+    runs = {place.records for place in places} - specs.keys()
     plan_path = reader.root / "plan.json"
     return RunRecords(
         path=reader.root,
@@ -199,6 +212,8 @@ def read_run(path: Path | str) -> RunRecords:
         num_broken_lines=reader.num_broken_lines,
         shows_text=(config.get("report") or {}).get("text", "full") != "none",
         jobs=tuple(reader.json("plan.json").get("jobs") or ()) if plan_path.is_file() else (),
+        label_places=places,
+        label_runs={name: _arm(reader, name, events) for name in sorted(runs)},
     )
 
 
@@ -207,9 +222,14 @@ def _pricing(data: dict[str, Any]) -> PricingConfig:
     return from_dict(PricingConfig, {**unknown, **data})
 
 
-def _spec(name: str, arm: Mapping[str, Any]) -> ArmSpec:
-    """An arm's entry of the configuration; any model override makes it another base."""
+def _spec(name: str, arm: Mapping[str, Any], engine: Mapping[str, Any]) -> ArmSpec:
+    """An arm's entry of the configuration; a model override or a hosted model is another base.
+
+    engine: the run's, for what the arm does not override.
+    """
     override = arm.get("model") or {}
+    own = {k: v for k, v in (arm.get("engine") or {}).items() if v is not None}
+    is_hosted = "engine" in arm and {**engine, **own}.get("name") == "openai"
     is_same_base = not any(v is not None for k, v in override.items() if k != "note")
     return ArmSpec(
         name=name,
@@ -217,10 +237,20 @@ def _spec(name: str, arm: Mapping[str, Any]) -> ArmSpec:
         on=arm.get("on"),
         prompt=str(arm.get("prompt") or "zero_shot"),
         num_shots=int(arm.get("num_shots") or 0),
-        is_same_base=is_same_base,
+        is_same_base=is_same_base and not is_hosted,
+        hosted_model=str({**engine, **own}.get("model")) if is_hosted else None,
+        is_retrieved=arm.get("shot_selection") == "retrieved",
+        is_rule_fixed=_is_rule_fixed(arm),
         given_request_usd=arm.get("request_usd"),
         given_fixed_usd=arm.get("fixed_usd"),
     )
+
+
+def _is_rule_fixed(arm: Mapping[str, Any]) -> bool:
+    """Whether the user has named how labels are scored, so that validation has one candidate."""
+    is_calibrated = arm.get("calibration") in ("contextual", "batch")
+    is_normalised = arm.get("normalisation", "auto") not in ("auto", "sum")
+    return arm.get("answer_by") == "score" and (is_calibrated or is_normalised)
 
 
 def _chosen_spec(spec: ArmSpec, search: SearchRecords | None) -> ArmSpec:
@@ -300,9 +330,14 @@ def _answer_key(s: SampleRecord) -> tuple[object, ...]:
 
 
 def _status(events: list[JournalEvent], *, has_test: bool) -> tuple[str, str | None]:
-    """Failed when a job's last word is a failure; done when the arm answered the test items."""
+    """Failed when a job's last word is a failure; done when the arm answered the test items.
+
+    What is asked besides the task decides nothing: without it the arm has its numbers.
+    """
     last: dict[str | None, JournalEvent] = {}
     for event in events:
+        if (event.job or "").startswith(ASKED_BESIDES):
+            continue
         if event.event in ("job_started", "job_done", "job_failed"):
             last[event.job] = event
     for event in last.values():

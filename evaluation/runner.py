@@ -8,7 +8,7 @@ them again, chooses the same rule (they count as if just answered), and bills on
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import evaluation.instructions  # noqa: F401 - registers its scorer
@@ -20,11 +20,16 @@ from conf.resolve import Arm
 from evaluation.asking import Asker, Emitted
 from evaluation.bill import Bill
 from evaluation.calls import CallMaker, Pass
+from evaluation.control import MakeAsker, ask_probes, ask_steered, ask_wordings
 from evaluation.engines.base import Engine
+from evaluation.probe_sets import PROBE_SETS
 from evaluation.rendering import Renderer
 from evaluation.rule_choice import choose_rule, ways_to_answer
+from evaluation.splits import spread
+from evaluation.steering import STEERING
 from evaluation.tasks import Task
 from evaluation.voting import check_voting
+from evaluation.wordings import WORDING
 
 RECORDS_AT_ONCE = 32  # written and billed together where the engine chooses its batches itself
 
@@ -34,9 +39,10 @@ class EvaluateJob:
     """What to evaluate.
 
     name: the job's id on its ledger lines. sets: of validation, test, latency, curve, general,
-    instructions.
+    instructions, bias, abstain, steering, wording.
     rule: how to answer, where validation has chosen before; None: it is chosen here. step,
-    train_seed, num_labels: of the checkpoint that the engine answers with.
+    train_seed, num_labels: of the checkpoint that the engine answers with. is_sample: the test
+    items are a few of the set, drawn by chance.
     """
 
     name: str
@@ -48,6 +54,7 @@ class EvaluateJob:
     devices: int = 1
     usd_per_device_second: float | None = None
     rule: AnswerRule | None = None
+    is_sample: bool = False
 
 
 def evaluate(
@@ -88,18 +95,21 @@ def evaluate(
         "num_labels": job.num_labels,
         "step": job.step,
     }
-    asker = Asker(
-        CallMaker(arm, task=task, renderer=renderer),
-        task=task,
-        engine=engine,
-        bill=bill,
-        batch_size=arm.engine.batch_size or RECORDS_AT_ONCE,
-        common=common,
-        normalisation=method.normalisation,
-        is_winner_only=arm.engine.winner_only,
-        done=done,
-    )
-    yield from _run_sets(job, task, asker)
+
+    def ask(a: Arm, made: Task, *, read_as: Task | None = None, paraphrase: int = 0) -> Asker:
+        return Asker(
+            CallMaker(a, task=made, renderer=renderer),
+            task=read_as or made,
+            engine=engine,
+            bill=bill,
+            batch_size=arm.engine.batch_size or RECORDS_AT_ONCE,
+            common={**common, "paraphrase": paraphrase},
+            normalisation=method.normalisation,
+            is_winner_only=arm.engine.winner_only,
+            done=done,
+        )
+
+    yield from _run_sets(job, task, ask)
 
 
 def check_job(job: EvaluateJob, *, scoring: str) -> None:
@@ -121,9 +131,13 @@ def check_job(job: EvaluateJob, *, scoring: str) -> None:
         )
 
 
-def _run_sets(job: EvaluateJob, task: Task, asker: Asker) -> Iterator[Emitted]:
-    arm, engine = job.arm, job.arm.engine
+def _run_sets(job: EvaluateJob, task: Task, ask: MakeAsker) -> Iterator[Emitted]:
+    arm = job.arm
     make = partial(pass_over, arm, task)
+    if set(PROBE_SETS) & set(job.sets):
+        yield from ask_probes(arm, task, ask)
+        return
+    asker = ask(arm, task)
     validation = task.items["validation"]
     if "curve" in job.sets:
         answer_by = ways_to_answer(arm, task)[0]
@@ -133,7 +147,9 @@ def _run_sets(job: EvaluateJob, task: Task, asker: Asker) -> Iterator[Emitted]:
     if "instructions" in job.sets:
         items = task.items["instructions"]
         yield from asker.run(make("instructions", items, answer_by="generate"))
-    if not {"validation", "test", "latency"} & set(job.sets):
+    if STEERING in job.sets and task.items[STEERING]:
+        yield from ask_steered(arm, task, ask)
+    if not {"validation", "test", "latency", WORDING} & set(job.sets):
         return
     rule = job.rule
     if rule is None:
@@ -148,9 +164,13 @@ def _run_sets(job: EvaluateJob, task: Task, asker: Asker) -> Iterator[Emitted]:
         yield from asker.run(make("validation", validation, answer_by=rule.answer_by, rule=rule))
     answer = partial(make, answer_by=rule.answer_by, rule=rule)
     if "test" in job.sets:
-        yield from asker.run(answer("test", task.items["test"]))
-    if "latency" in job.sets and engine.latency_requests:
-        items = _spread(task.items["test"], engine.latency_requests)
+        tests = answer("test", task.items["test"])
+        yield from asker.run(replace(tests, is_sample=job.is_sample))
+    if WORDING in job.sets:
+        work = answer(WORDING, task.items[WORDING])
+        yield from ask_wordings(arm, task, ask, rule=rule, work=work)
+    if "latency" in job.sets and arm.engine.latency_requests:
+        items = spread(task.items["test"], arm.engine.latency_requests)
         yield from asker.run(answer("latency", items))
 
 
@@ -187,9 +207,3 @@ def pass_over(
         is_pmi=is_pmi and not is_curve,
         is_timed=name == "latency",
     )
-
-
-def _spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
-    """At most `count` items, evenly over the split, so that an order by length does not matter."""
-    taken = min(count, len(items))
-    return tuple(items[index * len(items) // taken] for index in range(taken))

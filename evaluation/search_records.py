@@ -22,7 +22,7 @@ T = TypeVar("T")
 class SearchRecords:
     """One arm's search. A record that came twice, since an attempt was lost, counts once.
 
-    rungs: by trial and rung. decisions: in order. trials: those that are over. choice: None where
+    rungs: by trial and rung. decisions: in order. trials: the last row of each. choice: None where
     the search did not end. steps: optimizer steps of all trials.
     """
 

@@ -19,7 +19,7 @@ from conf.search_results import (
     SettingResult,
     TrialResult,
 )
-from conf.sweep_records import RungDecision, RungRecord, TrialRecord
+from conf.sweep_records import UNFINISHED, RungDecision, RungRecord, TrialRecord
 from evaluation.search_importance import importance
 from evaluation.search_progress import best_so_far, pooled
 from evaluation.search_records import SearchRecords
@@ -153,7 +153,7 @@ def _setting(
     is_chosen = choice is not None and choice.setting == first.setting
     is_compared = choice is not None and rung == choice.rung and not is_chosen
     ended = {t.status for t in trials}
-    worst = next((s for s in ("failed", "dropped") if s in ended), "done")
+    worst = next((s for s in ("failed", "dropped", UNFINISHED) if s in ended), "done")
     return SettingResult(
         setting=first.setting,
         place=0,
@@ -218,8 +218,9 @@ def rank_correlation(value: float | None, *, n: int, confidence: float = 0.95) -
 
 def _totals(search: SearchRecords, *, price: float | None) -> SearchTotals:
     trials, spent = search.trials, [*search.rungs, *search.steps]
-    # A search that did not end has no rows of trials: what its steps and rungs took is known.
-    told: Sequence[Any] = trials or spent
+    # Rows of a search that did not end are as old as its last rung: its steps and rungs are not.
+    is_over = bool(trials) and all(t.status != UNFINISHED for t in trials)
+    told: Sequence[Any] = trials if is_over else spent
     seconds = math.fsum(record.device_seconds for record in told)
     taken, full, unit = _work(search)
     return SearchTotals(
@@ -254,7 +255,9 @@ def _work(search: SearchRecords) -> tuple[int, int | None, str]:
         lengths = {t.steps for t in search.trials if t.trial in whole}
         fields = {name.rpartition(".")[2] for t in search.trials for name in t.values}
         each = lengths.pop() if len(lengths) == 1 and not fields & set(STEPS) else None
-        taken, unit = sum(t.steps for t in search.trials) or len(search.steps), "steps"
+        is_over = all(t.status != UNFINISHED for t in search.trials)
+        told = sum(t.steps for t in search.trials) if is_over else 0
+        taken, unit = told or len(search.steps), "steps"
     if len(whole) == len(search.trials) and whole:
         return taken, taken, unit
     return taken, None if each is None else each * len(search.trials), unit

@@ -53,7 +53,7 @@ def serve_commands(results: Results, records: RunRecords) -> tuple[ServeCommand,
     found: list[ServeCommand] = []
     for name in dict.fromkeys(n for n in names if isinstance(n, str)):
         method = records.arm_specs[name].method
-        if method == "given":
+        if method in ("given", "linear_probe"):  # a probe cannot answer new rows yet
             continue
         found.append(_predict(name, records))
         if method != "tfidf":

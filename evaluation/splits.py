@@ -82,3 +82,18 @@ def balanced_shares(sizes: dict[str, int], *, total: int) -> dict[str, int]:
 def _in_old_order(items: Sequence[Item], chosen: Sequence[Item]) -> tuple[Item, ...]:
     ids = {item.id for item in chosen}
     return tuple(item for item in items if item.id in ids)
+
+
+def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+    """At most `count` items, evenly over all, so that an order by length does not matter."""
+    taken = min(count, len(items))
+    return tuple(items[index * len(items) // taken] for index in range(taken))
+
+
+def sampled(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+    """At most `count` items by the hash of their content, so that no order of rows matters.
+
+    Taking every second row of a file whose labels alternate would take one label only.
+    """
+    order = sorted(items, key=lambda i: (uniform(i.sha256, purpose="sample", seed=0), i.id))
+    return _in_old_order(items, order[:count])

@@ -269,6 +269,11 @@ def _f1(counts: Floats, *, is_true: Floats, is_answered: Floats) -> Floats:
     return np.asarray(f1.mean(axis=1), dtype=np.float64)
 
 
+def quantile_to_decide(confidence: float, *, power: float = 0.8) -> float:
+    """The z of a test at this confidence that misses a true difference in 1 - power of cases."""
+    return normal_quantile(confidence) + NormalDist().inv_cdf(power)
+
+
 def items_to_decide(
     differences_sd: float, difference: float, *, confidence: float = 0.95, power: float = 0.8
 ) -> int | None:
@@ -278,5 +283,5 @@ def items_to_decide(
     """
     if difference == 0:
         return None
-    z = normal_quantile(confidence) + NormalDist().inv_cdf(power)
+    z = quantile_to_decide(confidence, power=power)
     return math.ceil((z * differences_sd / difference) ** 2)

@@ -12,14 +12,18 @@ from conf.run_groups import DecisionConfig, PricingConfig
 from conf.search_results import SearchResult
 from evaluation import cost
 from evaluation.arm_summary import ArmSummary, Settings, summarise_arm
+from evaluation.criteria import all_criteria
 from evaluation.crossover import Side, break_even_device_seconds, break_even_usd
 from evaluation.decision import decide
 from evaluation.decision_rules import Evidence, best_on_validation, family
 from evaluation.forgetting import all_forgetting
+from evaluation.item_intervals import ItemRule
+from evaluation.label_curve import summarise_label_curve
+from evaluation.probe_summary import with_probes
 from evaluation.run_records import RunRecords
 from evaluation.search_summary import summarise_search
 from evaluation.serving import serve_commands
-from evaluation.statistics import holm, paired_difference
+from evaluation.statistics import holm
 
 
 def summarise(
@@ -31,10 +35,18 @@ def summarise(
     """The results of a run, under its own decision and pricing or under others."""
     settings = Settings(decision=decision or records.decision, pricing=pricing or records.pricing)
     arms = {name: summarise_arm(records, name, settings=settings) for name in records.arm_specs}
-    pairs = all_pairs(arms, confidence=settings.confidence)
+    rule = ItemRule.of(records, confidence=settings.confidence)
+    pairs = all_pairs(arms, rule=rule, margin=settings.decision.equivalence_margin)
     results = {name: arm.result for name, arm in arms.items()}
     validation = {name: arm.validation for name, arm in arms.items()}
-    evidence = Evidence(arms=results, pairs=pairs, validation=validation)
+    curve = summarise_label_curve(records, arms, settings=settings)
+    evidence = Evidence(
+        arms=results,
+        pairs=pairs,
+        validation=validation,
+        usd_per_device_hour=settings.pricing.device_hour.usd,
+        crossings=() if curve is None else curve.crossings,
+    )
     found = Results(
         run=records.name,
         task={**records.task, "items": _item_counts(records)},
@@ -69,8 +81,10 @@ def summarise(
         },
         forgetting=all_forgetting(records, confidence=settings.confidence),
         searches=all_searches(records, settings=settings),
+        label_curve=curve,
     )
-    return replace(found, serving=serve_commands(found, records))
+    found = with_probes(found, records, confidence=settings.confidence)
+    return replace(found, serving=serve_commands(found, records), criteria=all_criteria(found))
 
 
 def all_searches(records: RunRecords, *, settings: Settings) -> dict[str, SearchResult]:
@@ -96,32 +110,18 @@ def _item_counts(records: RunRecords) -> dict[str, int]:
     return counts
 
 
-def all_pairs(arms: Mapping[str, ArmSummary], *, confidence: float) -> tuple[Pair, ...]:
-    """Every two finished arms on the items both answered, with Holm over all pairs."""
+def all_pairs(
+    arms: Mapping[str, ArmSummary], *, rule: ItemRule, margin: float
+) -> tuple[Pair, ...]:
+    """Every two finished arms on the items both answered, with Holm over all pairs that have a p.
+
+    rule: how the items were come by. margin: differences within it are practically equal.
+    """
     done = [name for name, arm in arms.items() if arm.scores]
-    pairs = []
-    for a, b in itertools.combinations(done, 2):
-        common = sorted(arms[a].scores.keys() & arms[b].scores.keys())
-        d = paired_difference(
-            [arms[a].scores[i] for i in common],
-            [arms[b].scores[i] for i in common],
-            confidence=confidence,
-        )
-        pairs.append(
-            Pair(
-                a=a,
-                b=b,
-                difference=d.difference,
-                low=d.low,
-                high=d.high,
-                p_value=d.p_value,
-                p_adjusted=None,
-                n=d.n,
-                wins=d.wins,
-                losses=d.losses,
-                ties=d.ties,
-            )
-        )
+    pairs = [
+        rule.pair((a, b), arms[a].scores, arms[b].scores, margin=margin)
+        for a, b in itertools.combinations(done, 2)
+    ]
     return _adjusted(pairs)
 
 

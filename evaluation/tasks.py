@@ -114,6 +114,7 @@ def load_task(config: TaskConfig, *, plugins: Plugins | None = None) -> Task:
         _refuse_label_set(labels, items, config, column=layout.answer, name=source.source)
     splits = _limited_splits(unique.items, labels, config)
     _refuse_empty_split(splits, num_rows=len(every_row), name=source.source)
+    _refuse_unknown_abstaining(config, items)
     facts = _facts(source, unique, splits, labels, num_rows=len(every_row))
     return _finished(config, source, layout.kind, labels, splits, facts)
 
@@ -185,6 +186,19 @@ def _refuse_empty_split(splits: Mapping[str, Sequence[Item]], *, num_rows: int, 
                 expected="items in train, validation and test; some twenty rows a file at least",
                 remedy="add rows, or name your own splits: task.files.{train,validation,test}",
             )
+
+
+def _refuse_unknown_abstaining(config: TaskConfig, items: Sequence[Item]) -> None:
+    """An answer that no item has and no choice is cannot be the one for `it is not said`."""
+    label = config.abstain_label
+    if label is None or any(label in (item.answer_key, *item.choices) for item in items):
+        return
+    raise ConfigError(
+        "task.abstain_label",
+        found=f"{label!r}, which is the right answer of no item",
+        expected="a label, target or choice of the data, word for word",
+        remedy="write it as in the file, or null where every item has an answer",
+    )
 
 
 def _facts(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from conf.errors import ConfigError
+from conf.records import LedgerLine
 from conf.run_groups import BudgetConfig, PricingConfig
 from conf.schema import RunConfig
 from launch.placement import Machine
 from launch.planned import SEARCH_KINDS, Job, Plan
 from launch.rates import price_of
 from launch.search_estimate import check_sweep_budget
+
+# In a run's directory: what hosted models were paid, and what is set aside for requests under way.
+ENDPOINT_SPEND = "endpoint_spend.jsonl"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,11 +26,26 @@ class Budget:
     config: BudgetConfig
     pricing: PricingConfig
     device_seconds: float = 0.0
+    hosted_usd: float = 0.0  # for tokens
+    endpoint_spend: Path | None = None  # the file that all requests to hosted models go by
     started: float = field(default_factory=time.monotonic)
 
     def spend(self, device_seconds: float) -> None:
         """Count device-seconds as their records come in."""
         self.device_seconds += device_seconds
+
+    def spend_line(self, line: LedgerLine) -> None:
+        """Count a ledger line: tokens of hosted models are paid for where no device works."""
+        self.spend(line.device_seconds)
+        if not line.device_seconds and not line.is_reused:
+            self.hosted_usd += line.usd or 0.0
+
+    def hosted_limit_usd(self) -> float | None:
+        """What requests to hosted models may cost in all, devices being paid for; None: any."""
+        price = self.pricing.usd_per_device_second
+        if self.config.max_usd is None:
+            return None
+        return max(0.0, self.config.max_usd - self.device_seconds * (price or 0.0))
 
     def refusal(self, job: Job) -> str | None:
         """Why a job may not start, or None where its estimate still fits."""
@@ -41,8 +61,8 @@ class Budget:
         if cap is not None and device_seconds > cap:
             return f"budget.max_device_seconds={cap:g}: {device_seconds:.0f} {what}"
         price = self.pricing.usd_per_device_second
-        if self.config.max_usd is not None and price is not None:
-            usd = device_seconds * price
+        if self.config.max_usd is not None and (price is not None or self.hosted_usd):
+            usd = device_seconds * (price or 0.0) + self.hosted_usd
             if usd > self.config.max_usd:
                 return f"budget.max_usd={self.config.max_usd:g}: {usd:.4f} USD {what}"
         wall = time.monotonic() - self.started

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from conf.schema import RunConfig
     from launch.preflight import Checked
 
+TYPED = "CROSSOVER_TYPED"  # environment of a submitted driver: the command it was submitted by
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXAMPLES = (
     ("make compare", "seven arms on the embedded model and data, in minutes, no GPU"),
@@ -112,7 +113,8 @@ def compose_and_run(arguments: list[str]) -> int:
         from launch.multirun import run_sweep
 
         return run_sweep(arguments)
-    command = shlex.join(["python", "launch.py", *arguments])
+    typed_there = os.environ.get(TYPED)  # a driver on a cluster tells what its user typed
+    command = typed_there or shlex.join(["python", "launch.py", *arguments])
     overrides = rewrite(arguments)
     schema.register()
     composed: list[Any] = []
@@ -194,10 +196,16 @@ def _known_keys(key: str, class_name: str) -> str:
 
 
 def run(config: RunConfig, *, exp: str | None, command: str) -> int:
-    """Check, plan, and run or show the plan."""
+    """Check, plan, and run, submit or show the plan."""
     from launch.preflight import check
+    from launch.ray_cluster import is_driver
 
-    return run_checked(check(config, exp=exp, command=command), console_for())
+    checked = check(config, exp=exp, command=command)
+    if config.cluster.name == "ray" and not is_driver(config.cluster) and not config.dry_run:
+        from launch.submission import submit
+
+        return submit(checked, here=Path.cwd())
+    return run_checked(checked, console_for())
 
 
 def run_checked(checked: Checked, console: Console) -> int:

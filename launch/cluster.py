@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import platform
@@ -17,6 +18,15 @@ from conf.errors import ClusterError, NotBuiltYet
 from conf.run_groups import ClusterConfig
 from launch import watchdog
 from launch.placement import Machine
+from launch.ray_cluster import (
+    answering_machine,
+    check_nodes,
+    check_ray,
+    connect,
+    is_driver,
+    joined_machine,
+    remote_machine,
+)
 
 # glibc hands large blocks back to the kernel after each step and faults them in again; keeping
 # them took a 4,096-token LoRA step from 206 to 361 tokens/s on 2 cores.
@@ -45,10 +55,13 @@ ENVIRONMENT = {
 
 def check_cluster(config: ClusterConfig) -> None:
     """Refuse a cluster that cannot be reached yet, or that has too little. Starts nothing."""
+    if config.name == "ray":
+        return check_ray(config)
     if config.name != "local":
         raise NotBuiltYet(
             f"cluster={config.name}",
-            instead="run on this machine with cluster=local (the default)",
+            instead="run on this machine with cluster=local (the default), or on a Ray cluster that"
+            " is there with cluster=ray cluster.address=http://HEAD:8265",
         )
     for key in ("address", "storage"):
         if getattr(config, key) is not None:
@@ -75,6 +88,34 @@ def check_cluster(config: ClusterConfig) -> None:
             expected="1 with cluster=local",
             remedy="write cluster.nodes=1",
         )
+
+
+def machine_for(config: ClusterConfig) -> Machine:
+    """What a run has to run on: this machine, or the cluster at an address."""
+    if config.name != "ray":
+        return local_machine(config)
+    if not is_driver(config):
+        return remote_machine(config)
+    os.environ.update(ENVIRONMENT)
+    connect(ENVIRONMENT)
+    return joined_machine(config)
+
+
+def machine_left(planned: Machine, config: ClusterConfig) -> Machine:
+    """What of a machine is there now: a cluster may have lost nodes since it was planned for."""
+    if config.name != "ray":
+        return planned
+    return answering_machine(dataclasses.replace(config, nodes=1, workers=None))
+
+
+def devices_left(config: ClusterConfig) -> int | None:
+    """Devices of the joined cluster's living nodes; None of a machine, which loses none."""
+    if config.name != "ray":
+        return None
+    try:
+        return joined_machine(dataclasses.replace(config, nodes=1, workers=None)).devices
+    except ClusterError:  # no node with a device is left: what runs fails, and says so
+        return 0
 
 
 def planned_machine(config: ClusterConfig) -> Machine:
@@ -158,8 +199,18 @@ def _check_named(device: Device) -> None:
         )
 
 
-def start(machine: Machine) -> None:
-    """Start a private Ray on this machine, on loopback, with a token, without a dashboard."""
+def start(machine: Machine, config: ClusterConfig | None = None, *, root: Path = Path()) -> None:
+    """Start a private Ray on this machine, or make sure that all nodes of the joined one fit.
+
+    The private one is on loopback, with a token, without a dashboard.
+
+    Args:
+        machine: what there is to run on.
+        config: where; None: here.
+        root: the directory that all nodes must see.
+    """
+    if config is not None and config.name == "ray":
+        return check_nodes(root.resolve())
     os.environ.update(ENVIRONMENT)
     import ray
 

@@ -90,6 +90,7 @@ def paired(runs: list[RunRecords], *, leave_out: Collection[str] = ()) -> tuple[
     Raises:
         DataError: different scoring.
     """
+    from evaluation.item_intervals import ItemRule
     from evaluation.summary import all_pairs
 
     if not have_one_scoring(runs):
@@ -102,7 +103,13 @@ def paired(runs: list[RunRecords], *, leave_out: Collection[str] = ()) -> tuple[
     for records in runs:
         found = scores_by_content(records)
         arms |= {name: arm for name, arm in found.items() if name not in leave_out}
-    pairs = all_pairs(arms, confidence=runs[0].decision.confidence)
+    first = runs[0].decision
+    rule = ItemRule(
+        confidence=first.confidence,
+        num_arms=len(arms),
+        is_sequential=any(records.decision.stop_early for records in runs),
+    )
+    pairs = all_pairs(arms, rule=rule, margin=first.equivalence_margin)
     return tuple(p for p in pairs if p.a.split("/")[0] != p.b.split("/")[0] and p.n)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from evaluation.mix import Mix
 from evaluation.tasks import Task
 from launch.halving import rung_shares
+from launch.label_dry_run import is_point, point_table
 from launch.placement import Machine
 from launch.planned import SEARCH_KINDS, Estimate, Job, Plan
 from launch.preflight import Checked
@@ -30,8 +31,11 @@ def show(checked: Checked, console: Console) -> None:
         console.print(_mix_line(name, mix), highlight=False, soft_wrap=True)
     console.print(f"Machine: {checked.machine.name}", highlight=False)
     console.print(_table(checked.plan, finished))
+    if checked.labels is not None:
+        console.print("The points of the label curve, with the jobs of the arms themselves:")
+        console.print(point_table(checked.labels, checked.plan, finished))
     for job in checked.plan.jobs:
-        if job.id not in finished:
+        if job.id not in finished and not is_point(job):
             for line in _job_lines(job, checked):
                 console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(_totals(checked, finished), highlight=False, soft_wrap=True)
@@ -122,7 +126,7 @@ def _table(plan: Plan, finished: set[str]) -> Table:
     for column in ("job", "after", "devices", "tokens", "seconds", "USD", "memory", ""):
         is_text = column in ("job", "after", "")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
-    for job in plan.jobs:
+    for job in (job for job in plan.jobs if not is_point(job)):
         estimate = job.estimate
         table.add_row(
             job.id,
@@ -198,6 +202,8 @@ def _totals(checked: Checked, finished: set[str]) -> str:
         lines.append(f"money: no price of this device; {remedy}")
     if unknown:
         lines.append(f"{unknown} of them without an estimate of seconds")
+    if any(j.wave for j in checked.plan.jobs):
+        lines.append("test items are asked in waves (ids end in :1 ..): arms that leave need fewer")
     if any(e.is_about for e in todo):
         lines.append(
             "tokens marked about are not exact: a search ends early, or no tokenizer is here yet"

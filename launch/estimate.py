@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from conf.choices import TaskKind
+from conf.choices import AnswerBy, TaskKind
 from conf.resolve import Arm
 from conf.schema import RunConfig
 from evaluation.models import ModelPlace
@@ -22,6 +22,7 @@ from evaluation.rendering import Renderer
 from evaluation.tasks import Task
 from launch.placement import Machine, workers_of
 from launch.planned import SEARCH_KINDS, TRAINING_KINDS, Estimate, Job, Plan
+from launch.probing import num_asked
 from launch.prompt_search import prompt_halving
 from launch.rates import (
     Rate,
@@ -32,9 +33,11 @@ from launch.rates import (
     rate_file,
     rate_of,
 )
-from launch.search_estimate import search_estimate, search_size
+from launch.search_estimate import scoring_tokens, search_estimate, search_size
 from launch.train_plan import model_sizes, plan_training, training_job
 from launch.trials import Trial
+from launch.waves import share_of
+from training.job import PASS_TOKENS
 
 if TYPE_CHECKING:
     from training.estimate import TrainEstimate
@@ -47,14 +50,16 @@ SAMPLE_ITEMS = 24
 MEASURED_RANGE = (0.8, 1.2)  # around a rate that was measured on such a training
 CHARACTERS_PER_TOKEN = 4.0
 START_SECONDS = {"train": 9.0, "evaluate": 6.0, "model": 30.0, "reference": 4.0}
-GENERAL_ITEM_TOKENS = 14.0  # of the general set, with its choices: 13.3 of SmolLM2's
+# Of an item with its choices, by SmolLM2's: 13.3 of the general set, 20.4 of the two probes.
+ITEM_TOKENS = {"general": 14.0, "probes": 21.0}
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class ArmTokens:
     """Tokens of one request of an arm: prompt (mean), the part all requests share, completion.
 
-    longest: of a training row, prompt and answer. is_about: counted from characters.
+    longest: of a training row, prompt and answer. is_about: counted from characters. label_rows: of
+    an item whose labels are scored, beyond its prompt.
     """
 
     prompt: float
@@ -62,6 +67,7 @@ class ArmTokens:
     completion: float
     longest: int
     is_about: bool
+    label_rows: int = 0
 
 
 class _Seconds(TypedDict, total=False):
@@ -136,7 +142,7 @@ def with_estimates(
     jobs = []
     for job in plan.jobs:
         estimate = Estimate(seconds=START_SECONDS.get(job.kind))
-        if job.arm in tokens:
+        if job.arm in tokens and job.kind != "reference":
             name = job.arm
             estimate = _estimate(job, arms[name], places[name], sizes[name], tokens[name], means)
             if job.kind in SEARCH_KINDS:
@@ -176,28 +182,46 @@ def _estimate(
     task = means.task
     counts = {
         "evaluate": ("validation", "test"),
+        "features": ("train", "validation", "test"),
         "curve": ("validation",),
         "prompt_search": ("validation",),
     }
+    num_tests = round(len(task.items["test"]) * share_of(job.wave))
     num_items = sum(len(task.items[s]) for s in counts.get(job.kind, ()))
+    if job.wave is not None:
+        num_items = num_tests + (0 if job.wave else len(task.items["validation"]))
     num_items += arm.engine.latency_requests if job.kind == "latency" else 0
-    if job.kind in ("general", "general_base"):
-        num_items = means.config.general.items
+    num_items += num_asked(job.kind, means.config)
+    if job.kind.removesuffix("_base") in ITEM_TOKENS:
+        each = ITEM_TOKENS[job.kind.removesuffix("_base")]
         tokens = dataclasses.replace(
-            tokens, prompt=GENERAL_ITEM_TOKENS, shared=0.0, completion=0.0, is_about=False
+            tokens, prompt=each, shared=0.0, completion=0.0, is_about=False, label_rows=0
         )
     if arm.answering.self_consistency:  # at most: repeats stop when the vote is decided
         num_items *= arm.engine.repeats
     elif job.kind == "evaluate":
-        num_items += len(task.items["test"]) * (arm.engine.repeats - 1)
-    rows = tokens.shared + num_items * (tokens.prompt - tokens.shared)
+        num_items += num_tests * (arm.engine.repeats - 1)
+    label_rows = 0 if job.kind == "features" else tokens.label_rows
+    rows = tokens.shared + num_items * (tokens.prompt - tokens.shared + label_rows)
     decoded = num_items * tokens.completion
     computed = rows + PROMPT_ROWS_PER_DECODED_TOKEN * decoded
+    if arm.engine.is_hosted:
+        return _hosted(arm, means, prompt=num_items * tokens.prompt, completion=decoded)
     estimate = Estimate(tokens=round(rows + decoded), is_about=tokens.is_about)
     if size is None or means.rate is None:
         return estimate
     times = means.timed(2 * computed * size.body, devices=job.devices, start=6.0)
     return dataclasses.replace(estimate, rate=means.rate.source, **times)
+
+
+def _hosted(arm: Arm, means: _Means, *, prompt: float, completion: float) -> Estimate:
+    """By the token, without a discount; counted by another tokenizer than the model's own."""
+    price = means.config.pricing.hosted.get(arm.engine.model or "")
+    usd = None
+    if price is not None:
+        usd = prompt * price.input_usd_per_million + completion * price.output_usd_per_million
+        usd /= 1e6
+    return Estimate(tokens=round(prompt + completion), usd=usd, is_about=True)
 
 
 def _searching(
@@ -222,14 +246,20 @@ def _searching(
 
 
 def _scoring(size: ModelSize | None, tokens: ArmTokens, means: _Means, *, devices: int) -> Estimate:
-    """One pass of one trial over the validation items: each prompt once, and all its labels."""
-    labels = max(1, len(means.task.labels))
-    rows = len(means.task.items["validation"]) * (tokens.prompt + labels * tokens.completion)
+    """One rung of one trial: each prompt once, and all its labels."""
+    rows = scoring_tokens(
+        num_items=len(means.task.items["validation"]),
+        num_labels=len(means.task.labels),
+        prompt=tokens.prompt,
+        shared=tokens.shared,
+        completion=tokens.completion,
+        max_tokens=PASS_TOKENS[means.machine.device],
+    )
     if size is None or means.rate is None:
-        return Estimate(tokens=round(rows), is_about=True)
+        return Estimate(tokens=rows, is_about=True)
     flops = 2 * rows * size.body
     times = means.timed(flops, devices=devices, start=0.0)
-    return Estimate(tokens=round(rows), flops=round(flops), is_about=True, **times)
+    return Estimate(tokens=rows, flops=round(flops), is_about=True, **times)
 
 
 def _training(
@@ -307,6 +337,7 @@ def arm_tokens(arm: Arm, task: Task, renderer: Renderer | None) -> ArmTokens:
         written = [len(a) / CHARACTERS_PER_TOKEN for a in answers]
         shared = _common_prefix(texts) / CHARACTERS_PER_TOKEN
     is_generated = task.kind in (TaskKind.generation, TaskKind.pairs)
+    is_generated = is_generated or arm.engine.only_generates
     completion = _mean(written) if is_generated or arm.is_tuned else 0.0
     return ArmTokens(
         prompt=_mean(lengths),
@@ -314,7 +345,19 @@ def arm_tokens(arm: Arm, task: Task, renderer: Renderer | None) -> ArmTokens:
         completion=completion + thought,
         longest=_longest_row(arm, task, renderer) if arm.is_tuned else 0,
         is_about=renderer is None,
+        label_rows=_label_rows(arm, task, renderer),
     )
+
+
+def _label_rows(arm: Arm, task: Task, renderer: Renderer | None) -> int:
+    """Rows of the labels' tokens but the last of each, a common beginning once.
+
+    77 labels of the embedded model's are 139 rows an item, where its prompt has 20.
+    """
+    if renderer is None or arm.answering.answer_by is AnswerBy.generate:
+        return 0
+    words = [tuple(renderer.encode(" " + task.word(label))) for label in task.labels]
+    return len({word[:end] for word in words for end in range(1, len(word))})
 
 
 def _longest_row(arm: Arm, task: Task, renderer: Renderer | None) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 from launch import workers
 from launch.placement import Machine
 
+PLACE_SECONDS = 20.0  # an actor that finds its devices free starts in 2 to 5
+
 
 @dataclass(kw_only=True, slots=True)
 class Evaluators:
@@ -26,7 +28,17 @@ class Evaluators:
                     del self._idle[place]
                     return actor
         self.release_idle()  # one of another size keeps devices that the new one waits for
-        return workers.evaluator(self.machine, actors=actors)
+        actor = workers.evaluator(self.machine, actors=actors)
+        self._wait_for(actor)
+        return actor
+
+    def _wait_for(self, actor: Any) -> None:
+        """Until it is there. Of a cluster that lost a node, idle ones may hold what it needs."""
+        import ray
+
+        ready = actor.__ray_ready__.remote()
+        while not ray.wait([ready], timeout=PLACE_SECONDS)[0]:
+            self.release_idle()
 
     def give_back(self, actors: int, actor: Any, *, is_alive: bool) -> None:
         """Keep an evaluator for the next job, or end one that failed."""

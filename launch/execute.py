@@ -30,33 +30,42 @@ from conf.records import (
 from conf.resolve import Arm
 from conf.results import CHECKPOINT_CHOSEN, CheckpointChoice
 from conf.schema import RunConfig
-from evaluation.general_set import general_arm, general_task
-from evaluation.instructions import instruction_arm, instruction_task
+from evaluation.engines.endpoint_ceiling import EndpointPlace
 from evaluation.mix import Mix
 from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task
-from launch import train_workers, workers
+from launch import cluster, train_workers, workers
 from launch.attempts import each_step_once
+from launch.budget import Budget
 from launch.checkpoints import best_point, point_checkpoint, verified
 from launch.evaluators import Evaluators
 from launch.pack_search import PackSearch
-from launch.placement import Machine, engine_actors, model_dtype, threads_of, workers_of
+from launch.placement import (
+    Machine,
+    engine_actors,
+    model_dtype,
+    threads_of,
+    workers_left,
+    workers_of,
+)
 from launch.planned import Job, Plan
 from launch.prepared_rows import prepare_rows
+from launch.probing import asked
 from launch.prompt_search import STATE
 from launch.rates import noted, rate_file
+from launch.reference_jobs import ReferenceWork, reference_events
+from launch.reference_plan import features_job
 from launch.searching import chosen, chosen_arm, curve_point, packed, rung_points, steps_of
 from launch.store import JobDirectory
 from launch.trained_rows import training_data
 from launch.trials import Trial
+from launch.waves import wave_task
 from training.job import CHECKPOINT_FILE, FINAL, TrainJob, checkpoint_directory
 
 # What is computed in the driver's own threads is done by one of them at a time: two that import
 # transformers at once fail, and output is redirected for the whole process.
 _IN_THIS_PROCESS = threading.Lock()
-GENERAL_KINDS = ("general", "general_base")
-INSTRUCTION_KINDS = ("instructions", "instructions_base")
 SETS = {
     "evaluate": ("validation", "test"),
     "curve": ("curve",),
@@ -65,6 +74,9 @@ SETS = {
     "general_base": ("general",),
     "instructions": ("instructions",),
     "instructions_base": ("instructions",),
+    "probes": ("bias", "abstain"),
+    "probes_base": ("bias", "abstain"),
+    "control": ("steering", "wording"),
 }
 
 
@@ -80,6 +92,7 @@ class Executor:
     machine: Machine
     run_path: Path
     evaluators: Evaluators
+    budget: Budget | None = None
     mixes: Mapping[str, Mix] = field(default_factory=dict)
     searches: Mapping[str, tuple[Trial, ...]] = field(default_factory=dict)
 
@@ -98,8 +111,8 @@ class Executor:
                 yield from self._search_prompts(job)
             case kind if kind in SETS:
                 yield from self._answer(job)
-            case "reference":
-                yield from self._refer(job)
+            case "reference" | "features":
+                yield from reference_events(self._reference_work(job))
             case _:
                 raise AssertionError(f"unknown kind of job: {job.kind}")
 
@@ -189,7 +202,9 @@ class Executor:
         rows = self.directory(self.plan.job(f"rows:{arm.name}")).path.resolve()
         facts = json.loads((rows / "rows.json").read_text(encoding="utf-8"))
         is_pack = job.kind == "search"
-        count = 1 if is_pack else workers_of(self.config, self.machine)
+        left = cluster.machine_left(self.machine, self.config.cluster)
+        asked = 1 if is_pack else workers_of(self.config, self.machine)
+        count = workers_left(asked, left, batch_size=arm.trainer.batch_size)
         place = self.places[arm.name]
         return TrainJob(
             arm_name=arm.name,
@@ -203,7 +218,7 @@ class Executor:
             output_dir=str(self.directory(job).path.resolve() / "points"),
             dtype=model_dtype(arm.model, self.machine.device),
             device=self.machine.device,
-            threads=threads_of(count, self.machine),
+            threads=threads_of(count, left),
             world_size=count,
             usd_per_device_second=self.config.pricing.usd_per_device_second,
             num_labels=self._num_labels(arm.name),
@@ -271,17 +286,13 @@ class Executor:
                 model_dir = checkpoint
             else:
                 adapter_dir = checkpoint
-        task = self.task
-        if job.kind in GENERAL_KINDS:
-            arm, task = general_arm(arm), general_task(self.config.general.items)
-        elif job.kind in INSTRUCTION_KINDS:
-            arm = instruction_arm(arm)
-            task = instruction_task(self.config.general.instruction_items)
+        is_probed = job.kind in ("evaluate", "curve") and not job.wave
+        whom = asked(job.kind, arm=arm, arms=self.arms, task=self.task, config=self.config)
         return workers.AnswerWork(
             job=job.id,
-            arm=arm,
-            sets=SETS.get(job.kind, ()),
-            task=task,
+            arm=whom.arm,
+            sets=("test",) if job.wave else SETS.get(job.kind, ()),
+            task=wave_task(whom.task, job.wave, seed=self.config.task.seed),
             model_dir=model_dir.resolve(),
             adapter_dir=adapter_dir.resolve() if adapter_dir else None,
             step=step,
@@ -298,8 +309,21 @@ class Executor:
             log_path=self.log_directory(job) / "0.log",
             actors=engine_actors(arm, self.machine),
             kernels_impl=self.config.kernels.impl.name,
-            probe=record.probe if record is not None and job.kind in ("evaluate", "curve") else (),
+            endpoint=self._endpoint(arm),
+            probe=record.probe if record is not None and is_probed else (),
             trained_dtype=record.dtype if record is not None else "float32",
+            is_sample=job.wave is not None,
+        )
+
+    def _endpoint(self, arm: Arm) -> EndpointPlace | None:
+        """Where a hosted arm's answers are kept, and what is left for them."""
+        if not arm.engine.is_hosted:
+            return None
+        return EndpointPlace(
+            answers=(Path(self.config.run.root) / ".cache" / "answers").resolve(),
+            price=self.config.pricing.hosted.get(arm.engine.model or ""),
+            spend=self.budget.endpoint_spend if self.budget else None,
+            limit_usd=self.budget.hosted_limit_usd() if self.budget else None,
         )
 
     def _num_labels(self, name: str) -> int:
@@ -353,8 +377,8 @@ class Executor:
             )
 
     def _rule(self, job: Job) -> AnswerRule | None:
-        """How the arm answers, as its evaluate job chose; latency requests are answered alike."""
-        if job.kind != "latency":
+        """How the arm answers, as its evaluate job chose; what is asked later is answered alike."""
+        if job.kind not in ("latency", "control") and not job.wave:
             return None
         events = self.directory(self.plan.job(f"evaluate:{job.arm}")).events()
         return next((e for e in events if isinstance(e, AnswerRule)), None)
@@ -384,15 +408,23 @@ class Executor:
             seed=work.train_seed or 0,
         )
 
-    def _refer(self, job: Job) -> Iterator[Any]:
-        import ray
-
+    def _reference_work(self, job: Job) -> ReferenceWork:
+        """What a job of a reference arm needs; other processes give their devices back first."""
         self.evaluators.release_idle()
-        remote = ray.remote(workers.run_reference).options(
-            num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+        arm = self._arm(job)
+        place = self.places.get(arm.name)
+        needed = job.id if job.kind == "features" else features_job(job)
+        return ReferenceWork(
+            job=job,
+            arm=arm,
+            task=self.task,
+            model_dir=place.path.resolve() if place else None,
+            machine=self.machine,
+            plugins=self._plugins(),
+            usd_per_device_second=self.config.pricing.usd_per_device_second,
+            features=self.directory(self.plan.job(needed)).path.resolve() if needed else None,
+            log_path=self.log_directory(job) / "0.log",
         )
-        path = self.log_directory(job) / "0.log"
-        yield from ray.get(remote.remote(job.id, self._arm(job), self.task, self._plugins(), path))
 
 
 def _stream(method: Any, work: workers.AnswerWork | workers.SearchWork) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import ConfigError, ModelError
+from conf.errors import ConfigError, ModelError, NotBuiltYet
 from conf.hashing import plain
 from launch.cli import guarded
 from launch.finished import FinishedArm, find_arm, split_arguments
@@ -166,6 +166,11 @@ def prompt_facts(found: FinishedArm) -> dict[str, Any]:
 
     task, arm, renderer = found.task, found.arm, found.renderer
     style, context = get_style(arm.answering.prompt), context_for(task, arm)
+    if context.retrieve is not None:
+        raise NotBuiltYet(
+            f"exporting {arm.name}, whose shots are found anew for each item",
+            instead="answer with python -m launch.predict, or write shot_selection=balanced",
+        )
     like = task.items["train"][0]
     text = prompt_pattern(style, context, renderer, like=like)
     is_one_call = isinstance(first_call(style, like, context), Ask)

@@ -14,6 +14,7 @@ from conf.resolve import Arm, resolve_arms
 from conf.restore import restore_config
 from conf.schema import RunConfig
 from conf.space import arm_with
+from launch.label_plan import head_task
 
 if TYPE_CHECKING:
     from evaluation.rendering import Renderer
@@ -82,7 +83,7 @@ def find_arm(run: Path, name: str, *, with_reference: bool, usage: str) -> Finis
         records=records,
         config=config,
         arm=arm,
-        task=load_task(config.task),
+        task=head_task(config, load_task(config.task)),
         model_dir=model_dir,
         checkpoint=checkpoint,
         checkpoint_record=record,
@@ -109,7 +110,7 @@ def _arm(
 ) -> Arm:
     kinds = (AnsweringMethod, TfidfMethod) if with_reference else (AnsweringMethod,)
     arms = resolve_arms(config)
-    done = [n for n, a in arms.items() if isinstance(a.method, kinds)]
+    done = [n for n, a in arms.items() if isinstance(a.method, kinds) and a.kind != "linear_probe"]
     done = [n for n in done if records.arms[n].status == "done"]
     if name not in done:
         raise ConfigError(

@@ -14,7 +14,7 @@ from rich.text import Text
 from conf.records import CurvePoint, LedgerLine, Measured, Progress, SampleRecord, TrainRecord
 from evaluation.panel import ArmState, live_table
 from evaluation.statistics import wilson
-from launch.planned import TRAINING_KINDS, Plan
+from launch.planned import TRAINING_KINDS, Job, Plan
 from launch.scheduler import JobState
 
 # Without a terminal, a line at least this often, so that a log shows life.
@@ -43,7 +43,7 @@ class Live:
         self._plan = plan
         self._price = usd_per_device_second
         self._states: dict[str, JobState] = {}
-        self._arms = {j.arm or SHARED: _Arm() for j in plan.jobs}
+        self._arms = {row_of(j): _Arm() for j in plan.jobs}
         self._note = ""
         self._last_line = 0.0
         self._begun = time.monotonic()
@@ -77,13 +77,13 @@ class Live:
         """A job started."""
         self._note = ""
         self._states[state.job.id] = state
-        arm = self._arms[state.job.arm or SHARED]
+        arm = self._arms[row_of(state.job)]
         arm.progress, arm.note = None, ""
         self._say(f"> {state.job.id}")
 
     def event(self, state: JobState, event: Any) -> None:
         """Take progress and numbers out of a job's events."""
-        arm = self._arms[state.job.arm or SHARED]
+        arm = self._arms[row_of(state.job)]
         if isinstance(event, Progress):
             arm.progress = event
         elif isinstance(event, TrainRecord):
@@ -103,7 +103,7 @@ class Live:
     def end(self, state: JobState) -> None:
         """A job is over."""
         self._states[state.job.id] = state
-        arm = self._arms[state.job.arm or SHARED]
+        arm = self._arms[row_of(state.job)]
         if state.status in ("done", "reused"):
             self._say(f"+ {state.job.id:<28} {state.seconds:6.1f} s  {arm.note}")
         else:
@@ -126,7 +126,7 @@ class Live:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _far(self, state: JobState) -> str:
-        arm = self._arms[state.job.arm or SHARED]
+        arm = self._arms[row_of(state.job)]
         parts = [arm.note]
         if arm.progress is not None:
             far = f"{arm.progress.done}/{arm.progress.total} {arm.progress.unit}"
@@ -164,7 +164,7 @@ class Live:
         states = [
             self._states[j.id]
             for j in self._plan.jobs
-            if (j.arm or SHARED) == name and j.id in self._states
+            if row_of(j) == name and j.id in self._states
         ]
         for status in ("running", "failed", "skipped", "stopped", "waiting"):
             found = next((s for s in states if s.status == status), None)
@@ -178,11 +178,16 @@ class Live:
         total = 0.0
         for job in self._plan.jobs:
             state = self._states.get(job.id)
-            if state is None or (job.arm or SHARED) != name or state.started is None:
+            if state is None or row_of(job) != name or state.started is None:
                 continue
             is_running = state.status == "running"
             total += time.monotonic() - state.started if is_running else state.seconds
         return total
+
+
+def row_of(job: Job) -> str:
+    """The row of a job: its arm's, which the runs of a label curve share."""
+    return (job.arm or SHARED).partition("@")[0]
 
 
 def _metric(scores: list[float]) -> Measured | None:

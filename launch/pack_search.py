@@ -1,21 +1,23 @@
 """The search of an arm whose trials pack, as one training worker runs it.
 
 The trials train in one base model (training/pack.py); after each rung launch/halving.py says who
-goes on. What happens is told in records: steps, rungs, decisions, and at the end every trial as a
-row, the setting that is chosen, and the summary of its training.
+goes on. What happens is told in records: steps, rungs, decisions, every trial as a row when it
+leaves, and at the end the setting that is chosen, and the summary of its training. Those that go on
+after a rung are rows too, so that a search that is stopped or killed has its table.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from conf.errors import JobFailed
 from conf.records import LedgerLine
-from conf.sweep_records import RungDecision, RungRecord, SweepChoice, TrialRecord
+from conf.sweep_records import UNFINISHED, RungDecision, RungRecord, SweepChoice, TrialRecord
 from conf.sweeps import HalvingConfig, SweepBudgetConfig
 from conf.trial_records import TrialOutcome
 from launch.halving import choose, decide, limited, recorded, rung_shares
@@ -24,6 +26,7 @@ from training.job import FINAL, Runtime, TrainJob, checkpoint_directory
 
 if TYPE_CHECKING:
     from training.pack import Pack
+    from training.pack_trial import Trial
 
 
 class Teller(Runtime, Protocol):
@@ -73,16 +76,16 @@ def run_search(search: PackSearch, runtime: Teller) -> None:
     """
     from training.train_pack import train_pack
 
+    judge = _Judge(search, runtime)
     outcomes = train_pack(
         search.jobs,
         runtime,
         rung_rows_path=Path(search.rung_rows_path),
         rungs=rung_shares(search.halving),
-        judge=_Judge(search, runtime),
+        judge=judge,
     )
     by_trial = {outcome.trial: outcome for outcome in outcomes}
-    for outcome in outcomes:
-        runtime.report(trial_record(search, outcome))
+    judge.tell(by_trial)
     choice = _choice(search, outcomes)
     if choice is None:
         reasons = "; ".join(f"{search.trials[o.trial].label}: {o.reason}" for o in outcomes)
@@ -104,6 +107,13 @@ class _Judge:
 
     search: PackSearch
     runtime: Teller
+    _told: set[int] = field(default_factory=set)  # trials whose end was told
+
+    def tell(self, outcomes: Mapping[int, TrialOutcome]) -> None:
+        """The rows of trials that left and were not told yet."""
+        for number in sorted(outcomes.keys() - self._told):
+            self._told.add(number)
+            self.runtime.report(trial_record(self.search, outcomes[number]))
 
     def __call__(self, pack: Pack, rung: int) -> None:
         """Tell the rung's scores; decide and drop, unless others are still on their way to it."""
@@ -123,6 +133,10 @@ class _Judge:
         self.runtime.report(decision)
         for trial in decision.drop:
             pack.drop(trial, reason=decision.reasons[str(trial)])
+        self.tell(pack.outcomes)
+        for number, live in pack.live.items():
+            last = max(r for r, scores in pack.scores.items() if number in scores)
+            self.runtime.report(_record_so_far(search, live, rung=last))
 
     def _members(self, pack: Pack, rung: int) -> dict[int, int]:
         """The trials that came to a rung or failed on their way to it, from the one before."""
@@ -171,24 +185,44 @@ def _outcome_spent(outcome: TrialOutcome, kind: str) -> float:
 
 def trial_record(search: PackSearch, outcome: TrialOutcome) -> TrialRecord:
     """How a trial left, as a row of its search's table."""
-    facts, summary = search.trials[outcome.trial], outcome.summary
-    price = search.jobs[0].usd_per_device_second
-    return TrialRecord(
-        arm=summary.arm,
-        trial=outcome.trial,
-        setting=facts.setting,
-        seed=facts.seed,
-        draw=facts.draw,
-        label=facts.label,
-        values=facts.values,
+    summary = outcome.summary
+    return dataclasses.replace(
+        _row(search, outcome.trial, device_seconds=summary.device_seconds),
         status=outcome.status,
         reason=outcome.reason,
         rung=max((score.rung for score in outcome.scores), default=None),
         steps=summary.steps,
         tokens=int(_outcome_spent(outcome, "tokens")),
-        device_seconds=summary.device_seconds,
-        usd=None if price is None else summary.device_seconds * price,
         trained_parameters=summary.trained_parameters,
+    )
+
+
+def _record_so_far(search: PackSearch, trial: Trial, *, rung: int) -> TrialRecord:
+    """A trial that goes on after a rung, as a row."""
+    totals = trial.totals()
+    return dataclasses.replace(
+        _row(search, trial.number, device_seconds=totals["device_seconds"]),
+        status=UNFINISHED,
+        rung=rung,
+        steps=trial.step,
+        tokens=int(_spent(totals, "tokens")),
+        trained_parameters=trial.num_parameters,
+    )
+
+
+def _row(search: PackSearch, number: int, *, device_seconds: float) -> TrialRecord:
+    """What a trial is, and the price of its seconds."""
+    facts, price = search.trials[number], search.jobs[0].usd_per_device_second
+    return TrialRecord(
+        arm=search.jobs[0].arm_name,
+        trial=number,
+        setting=facts.setting,
+        seed=facts.seed,
+        draw=facts.draw,
+        label=facts.label,
+        values=facts.values,
+        device_seconds=device_seconds,
+        usd=None if price is None else device_seconds * price,
     )
 
 

@@ -21,6 +21,11 @@ class Machine:
     device: str  # cpu | cuda
     name: str  # what latency depends on, e.g. the processor's name
 
+    @property
+    def nodes(self) -> int:
+        """Nodes with devices."""
+        return max(1, self.devices // max(1, self.devices_per_node))
+
 
 def workers_of(config: RunConfig, machine: Machine) -> int:
     """Training workers: as asked, else one per accelerator, or on CPU one per node.
@@ -33,11 +38,20 @@ def workers_of(config: RunConfig, machine: Machine) -> int:
     if config.cluster.workers is not None:
         return config.cluster.workers
     if machine.device == "cpu":
-        return config.cluster.nodes
+        return machine.nodes
     given = [getattr(method, "trainer", None) for method in config.arms.values()]
     sizes = [g.batch_size for g in given if g is not None and g.batch_size is not None]
     batch = math.gcd(config.trainer.batch_size, *sizes)
     return max(n for n in range(1, machine.devices + 1) if batch % n == 0)
+
+
+def workers_left(asked: int, left: Machine, *, batch_size: int) -> int:
+    """As many of the workers asked for as a machine that lost nodes still holds.
+
+    Each gets an equal share of a batch, so that a resumed training takes the same steps.
+    """
+    most = max(1, min(asked, left.devices))
+    return max(n for n in range(1, most + 1) if batch_size % n == 0)
 
 
 def threads_of(workers: int, machine: Machine) -> int:
@@ -49,11 +63,16 @@ def engine_actors(arm: Arm, machine: Machine) -> int:
     """Engine processes of an arm: as asked, else one per accelerator, or one on a CPU.
 
     On a CPU one process with all cores as threads has one copy of the weights and of each prefix,
-    and no core waits at the end for a longer shard. A script needs no devices.
+    and no core waits at the end for a longer shard. A script needs no devices. A hosted model has
+    no process here (0); vLLM's server is one.
 
     Raises:
         ConfigError: more than there are devices.
     """
+    if arm.engine.is_hosted:
+        return 0
+    if arm.engine.name == "vllm":
+        return 1
     asked = arm.engine.actors
     if asked is None:
         is_one = machine.device == "cpu" or arm.engine.name == "scripted"
@@ -69,7 +88,9 @@ def engine_actors(arm: Arm, machine: Machine) -> int:
 
 
 def devices_per_actor(actors: int, machine: Machine) -> int:
-    """Devices of each engine process: one accelerator, or its share of the cores."""
+    """Devices of each engine process: one accelerator, or its share of the cores; 0 without one."""
+    if not actors:
+        return 0
     return machine.devices_per_node // actors if machine.device == "cpu" else 1
 
 

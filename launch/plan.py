@@ -15,9 +15,10 @@ from pathlib import Path
 from conf.choices import Keep, TaskKind
 from conf.errors import ConfigError
 from conf.hashing import plain, sha256_of, sha256_of_file
-from conf.methods import GivenMethod, TfidfMethod, TunedMethod
+from conf.methods import TfidfMethod, TunedMethod
 from conf.resolve import Arm
 from conf.schema import RunConfig
+from evaluation.probe_sets import probe_key
 from launch.placement import (
     Machine,
     devices_per_actor,
@@ -27,7 +28,10 @@ from launch.placement import (
     workers_of,
 )
 from launch.planned import Job, ModelSource, Plan, TaskFacts
+from launch.probing import asks_probes, control_job
+from launch.reference_plan import REFERENCE_KINDS, reference_jobs
 from launch.trials import Trial
+from launch.waves import in_waves
 
 # Raised by hand when a change alters records that a job leaves; cached jobs of older numbers are
 # then not found any more.
@@ -40,10 +44,11 @@ NOT_TRAINED_KEYS = ("state_every_steps", "keep_states", "keep")
 def check_arms(arms: Mapping[str, Arm], task: TaskFacts) -> None:
     """Refuse arms that cannot run on this task."""
     for name, arm in arms.items():
-        if arm.kind == "tfidf" and task.kind is not TaskKind.classification:
+        is_classifier = arm.kind in ("tfidf", "linear_probe")
+        if is_classifier and task.kind is not TaskKind.classification:
             raise ConfigError(
                 f"arms.{name}",
-                found=f"TF-IDF on a {task.kind.name} task",
+                found=f"a {arm.kind} arm on a {task.kind.name} task",
                 expected="a classification task",
                 remedy=f"drop it: ~method@arms.{name}",
             )
@@ -107,8 +112,9 @@ def build_plan(
     judges = [job for t in trained.values() for job in t.judges]
     jobs += [*rows.values(), *trainings.values(), *judges]
     for arm in arms.values():
-        if arm.kind in ("tfidf", "given"):
-            jobs.append(_reference_job(arm, common))
+        if arm.kind in REFERENCE_KINDS:
+            needs = _needs_model(models[arm.name]) if arm.name in models else ()
+            jobs += reference_jobs(arm, facts, needs=needs)
             continue
         jobs += [job for job in curves.get(arm.name, ()) if job not in judges]
         weights = trained.get(arm.name) or trained.get(arm.on or "")
@@ -116,9 +122,15 @@ def build_plan(
             search = _prompt_search_job(arm, searches[arm.name], weights, facts)
             jobs.append(search)
             weights = _Trained(training=search)
-        jobs += _answer_jobs(arm, weights, facts)
-        for name, size in general_sets(config).items() if arm.is_tuned else ():
-            jobs += _general_jobs(name, size, arm, trained[arm.name], facts)
+        answers = _answer_jobs(arm, weights, facts)
+        control = control_job(answers[0], arm=arm, arms=arms, config=config, task=task)
+        jobs += [*answers, control] if control else answers
+        for name, asked in general_sets(config, arm).items() if arm.is_tuned else ():
+            jobs += _general_jobs(name, asked, arm, trained[arm.name], facts)
+        if (probed := probe_key(config.probes)) and asks_probes(arm, arms):
+            jobs += _general_jobs("probes", probed, arm, trained.get(arm.name), facts)
+    if config.decision.stop_early:
+        jobs = in_waves(jobs, seed=config.task.seed)
     return Plan(jobs=one_after_another(jobs))
 
 
@@ -133,12 +145,14 @@ class _Facts:
 
     def determined(self, arm: Arm, training: str | None) -> dict[str, object]:
         """What determines an arm's answers, but for the items; training: the checkpoint's key."""
-        # What a training is determined by stands in its own key.
-        method = {k: v for k, v in plain(arm.method).items() if k not in ("trainer", "zero")}
+        # What a training is determined by stands in its own key; the engine with its overrides
+        # stands here.
+        apart = ("trainer", "zero", "engine")
+        method = {k: v for k, v in plain(arm.method).items() if k not in apart}
         return {
             "common": self.common,
             "method": method,
-            "engine": dataclasses.replace(arm.engine, actors=None),  # where, not what
+            "engine": arm.engine.determining(),
             "kernels": self.config.kernels.impl.name,
             "prompt_file": _prompt_file(arm.answering.prompt),
             "model": _model_facts(arm, self.models[arm.name], self.machine.device),
@@ -172,12 +186,18 @@ class _Trained:
 
 
 def one_after_another(jobs: list[Job]) -> tuple[Job, ...]:
-    """Jobs of equal keys have equal records: the second waits for the first and reuses them."""
+    """Jobs of equal keys have equal records: the second waits for the first and reuses them.
+
+    Of a later wave the first may be cancelled, and the second run all the same.
+    """
     first: dict[str, str] = {}
     ordered = []
     for job in jobs:
-        if first.get(job.key, job.id) not in (job.id, *job.depends_on):
-            job = dataclasses.replace(job, depends_on=(*job.depends_on, first[job.key]))
+        if first.get(job.key, job.id) not in (job.id, *job.depends_on, *job.after):
+            if job.wave:
+                job = dataclasses.replace(job, after=(*job.after, first[job.key]))
+            else:
+                job = dataclasses.replace(job, depends_on=(*job.depends_on, first[job.key]))
         first.setdefault(job.key, job.id)
         ordered.append(job)
     return tuple(ordered)
@@ -334,25 +354,29 @@ def _answer_jobs(arm: Arm, trained: _Trained | None, facts: _Facts) -> list[Job]
     return [evaluate, latency]
 
 
-def general_sets(config: RunConfig) -> dict[str, int]:
-    """Sets that each tuned model and its base are asked besides the task: name -> items."""
+def general_sets(config: RunConfig, arm: Arm) -> dict[str, int]:
+    """Sets that each tuned model and its base are asked besides the task: name -> items.
+
+    The general set's answers are found by the scores of its choices.
+    """
     general = config.general
-    sizes = {"general": general.items, "instructions": general.instruction_items}
+    num_scored = 0 if arm.engine.only_generates else general.items
+    sizes = {"general": num_scored, "instructions": general.instruction_items}
     return {name: size for name, size in sizes.items() if size}
 
 
 def _general_jobs(
-    name: str, num_items: int, arm: Arm, trained: _Trained, facts: _Facts
-) -> tuple[Job, Job]:
-    """One of the general sets, asked of the arm's base model and of the tuned one.
+    name: str, asked: object, arm: Arm, trained: _Trained | None, facts: _Facts
+) -> tuple[Job, ...]:
+    """One of the general sets, asked of the arm's base model and of the tuned one, if any.
 
     The base model's key has nothing of the arm in it, so that arms on one base ask it once.
     """
     source = facts.models[arm.name]
     determined = {
         "version": RECORDS_VERSION,
-        "items": num_items,
-        "engine": dataclasses.replace(arm.engine, actors=None),
+        "items": asked,
+        "engine": arm.engine.determining(),
         "kernels": facts.config.kernels.impl.name,
         "model": _model_facts(arm, source, facts.machine.device),
     }
@@ -367,25 +391,5 @@ def _general_jobs(
             devices=facts.devices(arm),
         )
 
-    return job(f"{name}_base", None), job(name, trained)
-
-
-def _reference_job(arm: Arm, common: object) -> Job:
-    method: object = arm.method
-    if isinstance(arm.method, GivenMethod):
-        path = Path(arm.method.path)
-        if not path.is_file():
-            raise ConfigError(
-                f"arms.{arm.name}.path",
-                found=f"{arm.method.path}, which is not a file",
-                expected="a CSV or JSONL file with columns id and answer",
-                remedy=f"write arms.{arm.name}.path=predictions.csv",
-            )
-        method = [arm.method, sha256_of_file(path)]
-    return Job(
-        id=f"reference:{arm.name}",
-        kind="reference",
-        arm=arm.name,
-        key=sha256_of({"kind": "reference", "common": common, "method": method}),
-        devices=1,
-    )
+    base = job(f"{name}_base", None)
+    return (base, job(name, trained)) if trained else (base,)

@@ -61,12 +61,15 @@ class ModelSource:
 class Job:
     """A unit of the plan.
 
-    kind: model | rows | train | search | prompt_search | evaluate | curve | latency | reference |
-    general | general_base | instructions | instructions_base.
+    kind: model | rows | train | search | prompt_search | evaluate | curve | latency | features |
+    reference | general | general_base | instructions | instructions_base | probes | probes_base |
+    control.
 
     point: curve jobs only, which of the training's intermediate checkpoints (0 is the first);
     None: the last checkpoint.
     is_exclusive: nothing else may run on the machine at the same time.
+    wave: evaluate jobs only, which wave of the test items (launch/waves.py); None: all at once.
+    after: jobs that must be over before it starts, in whatever way.
     """
 
     id: str
@@ -78,6 +81,8 @@ class Job:
     is_exclusive: bool = False
     point: int | None = None
     estimate: Estimate = Estimate()
+    wave: int | None = None
+    after: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -101,7 +106,8 @@ class Plan:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class TaskFacts:
-    """What a plan needs to know of a task."""
+    """What a plan needs to know of a task. wordings: further ones that arms are asked under."""
 
     sha256: str
     kind: TaskKind
+    wordings: tuple[str, ...] = ()

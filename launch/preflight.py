@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from conf.errors import ClusterError, ConfigError, NotBuiltYet, Refused
+from conf.errors import ClusterError, ConfigError, Refused
 from conf.hashing import plain, sha256_of
 from conf.methods import (
     AnsweringMethod,
@@ -26,6 +26,7 @@ from evaluation.mix import Mix, make_mix
 from evaluation.model_facts import ModelFacts, facts
 from evaluation.models import ModelPlace, locate
 from evaluation.plugins import load_plugins
+from evaluation.probe_sets import probe_items
 from evaluation.prompts import get_style
 from evaluation.references import read_given
 from evaluation.rendering import Renderer
@@ -35,20 +36,21 @@ from kernels.dispatch import KernelsNotBuilt, choose
 from launch import plan as planning
 from launch.budget import check_budget
 from launch.checkpoints import checkpoint_sha256
-from launch.cluster import check_cluster, local_machine, planned_machine
+from launch.cluster import check_cluster, machine_for, planned_machine
 from launch.default_spaces import with_default_spaces
 from launch.estimate import with_estimates
+from launch.label_jobs import PlanParts, with_label_jobs
+from launch.label_plan import LabelPlan, curve_of, label_plan
 from launch.method_checks import check_points, check_quantization
 from launch.placement import Machine, workers_of
 from launch.planned import ModelSource, Plan, TaskFacts
+from launch.probing import wordings_of
 from launch.search import check_search
 from launch.tracking import mode_of
 from launch.trials import Trial, check_space
+from launch.vllm_server import check_vllm
+from launch.waves import check_waves
 from training.peft_methods import check_peft_method
-
-NOT_BUILT_EXPERIMENTS = {
-    "label_curve": "compare a few sizes by hand: python launch.py +exp=compare task.limit.train=50",
-}
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -68,6 +70,7 @@ class Checked:
     machine: Machine
     plan: Plan
     wandb_mode: Literal["online", "offline", "off"]
+    labels: LabelPlan | None = None  # the runs of a label curve
 
     @property
     def root(self) -> Path:
@@ -95,9 +98,10 @@ def check(
     plugins = load_plugins(config.plugins)
     tasks = {} if tasks is None else tasks
     key = sha256_of([plain(config.task), plugins])
-    task = tasks[key] = tasks.get(key) or load_task(config.task)
+    pool = tasks[key] = tasks.get(key) or load_task(config.task)
     name = _run_name(config, exp or "run")
-    config = planning.with_reference(config, TaskFacts(sha256=task.sha256, kind=task.kind))
+    config = planning.with_reference(config, TaskFacts(sha256=pool.sha256, kind=pool.kind))
+    config, task = curve_of(config, pool)
     config = with_default_spaces(config, task)
     arms = _checked_arms(config, task)
     mixes = {
@@ -105,7 +109,7 @@ def check(
         for name, arm in arms.items()
         if isinstance(arm.method, InstructionMethod)
     }
-    machine = (planned_machine if is_planned(config) else local_machine)(config.cluster)
+    machine = (planned_machine if is_planned(config) else machine_for)(config.cluster)
     _check_kernels(config, machine)
     check_quantization(arms, machine)
     places = _places(config, arms, task)
@@ -115,12 +119,13 @@ def check(
     sources = _sources(arms, places, ready)
     _check_workers(arms, workers=workers_of(config, machine))
     check_points(arms, task, mixes)
+    probe_items(config.probes)  # a file that cannot be used is refused here
     searches = _checked_searches(config, arms, task, ready)
     _check_writable(Path(config.run.root))
     plan = planning.build_plan(
         config,
         arms,
-        task=TaskFacts(sha256=task.sha256, kind=task.kind),
+        task=TaskFacts(sha256=task.sha256, kind=task.kind, wordings=wordings_of(task, config)),
         models=sources,
         plugins=plugins,
         machine=machine,
@@ -137,6 +142,12 @@ def check(
         mix_sizes={name: mix.size for name, mix in mixes.items()},
         searches=searches,
     )
+    labels = label_plan(config, arms, pool=pool) if config.label_curve.enabled else None
+    if labels is not None:
+        parts = PlanParts(
+            config=config, places=places, sources=sources, plugins=plugins, machine=machine
+        )
+        plan = with_label_jobs(plan, arms, labels, parts)
     check_budget(config, plan, machine)
     return Checked(
         config=config,
@@ -152,6 +163,7 @@ def check(
         machine=machine,
         plan=plan,
         wandb_mode=mode_of(config),
+        labels=labels,
     )
 
 
@@ -163,8 +175,6 @@ def is_planned(config: RunConfig) -> bool:
 def _check_values(config: RunConfig, exp: str | None) -> None:
     for key in non_finite_keys(plain(config)):
         raise ConfigError(key, found="nan or infinity", expected="a finite number")
-    if exp in NOT_BUILT_EXPERIMENTS:
-        raise NotBuiltYet(f"+exp={exp}", instead=NOT_BUILT_EXPERIMENTS[exp])
     if not config.arms:
         raise ConfigError(
             "arms",
@@ -177,6 +187,7 @@ def _check_values(config: RunConfig, exp: str | None) -> None:
             raise ConfigError(
                 f"arms.{name}", found=name, expected="a name of letters, digits, _ and -"
             )
+    check_waves(config.decision)
     _check_distribution_name()
 
 
@@ -211,12 +222,30 @@ def _checked_arms(config: RunConfig, task: Task) -> dict[str, Arm]:
     planning.check_arms(arms, TaskFacts(sha256=task.sha256, kind=task.kind))
     for arm in arms.values():
         _check_arm(arm, task)
+        _check_hosted_price(config, arm)
     return arms
+
+
+def _check_hosted_price(config: RunConfig, arm: Arm) -> None:
+    """A cap in money needs a price of each hosted model, or nobody could keep to it."""
+    is_asked = isinstance(arm.method, AnsweringMethod) and arm.engine.is_hosted
+    if is_asked and config.budget.max_usd is not None:
+        model = arm.engine.model or ""
+        if model not in config.pricing.hosted:
+            raise ConfigError(
+                "budget.max_usd",
+                found=f"{config.budget.max_usd:g}, and no price of {model}'s tokens",
+                expected="a price to spend it by",
+                remedy=f"write '+pricing.hosted={{{model}:{{input_usd_per_million:..,"
+                "output_usd_per_million:..,source:..,date:..}}', or leave the cap out",
+            )
 
 
 def _check_arm(arm: Arm, task: Task) -> None:
     if isinstance(arm.method, AnsweringMethod):
         check_engine(arm.engine)
+        if arm.engine.name == "vllm":
+            check_vllm(arm.engine)
         check_answering(f"arms.{arm.name}", arm.method, arm.engine)
         if arm.method.self_consistency:
             check_voting(task.scoring, key=f"arms.{arm.name}")
@@ -256,6 +285,14 @@ def _check_prompt(arm: Arm, task: Task) -> None:
             f"arms.{arm.name}.num_shots",
             found=f"{method.num_shots} shots",
             expected=f"at most {len(task.items['train'])}, the training items there are",
+        )
+    if arm.engine.is_hosted and (arm.is_tuned or arm.on is not None):
+        raise ConfigError(
+            f"arms.{arm.name}.engine.name",
+            found="a hosted model for an arm with weights of its own",
+            expected="an engine that can load them",
+            remedy=f"write arms.{arm.name}.engine.name=forest, or give the engine to one prompted "
+            "arm only: arms.NAME.engine.name=openai",
         )
     if arm.is_tuned and arm.engine.name == "scripted":
         raise ConfigError(

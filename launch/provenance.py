@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from conf.hashing import plain
-from evaluation.general_set import general_items
-from evaluation.instructions import requests
 from launch import cluster
 from launch.preflight import Checked
+from launch.probing import further_items
 from launch.store import RunDirectory, write_json
 
 PACKAGES = (
@@ -41,6 +40,7 @@ def write_facts(checked: Checked, run: RunDirectory) -> None:
             "exp": checked.exp,
             "arms": {n: {"kind": a.kind, "on": a.on} for n, a in checked.arms.items()},
             "command": checked.command,
+            "label_places": [] if checked.labels is None else plain(checked.labels.places),
             **_commit(),
             "versions": _versions(),
             "hardware": {
@@ -72,11 +72,7 @@ def write_facts(checked: Checked, run: RunDirectory) -> None:
     )
     write_json(run.path / "plan.json", checked.plan)
     items = [i for s in ("train", "validation", "test") for i in task.items[s]]
-    if any(job.kind == "general" for job in checked.plan.jobs):
-        items += general_items(checked.config.general.items)
-    if any(job.kind == "instructions" for job in checked.plan.jobs):
-        items += requests(is_test=True)[: checked.config.general.instruction_items]
-    run.write_items(items)
+    run.write_items(items + further_items(task, checked.plan, checked.config))
 
 
 def _directory(checked: Checked) -> str | None:

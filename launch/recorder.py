@@ -10,6 +10,7 @@ from typing import Any
 from conf.errors import Refused
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary
 from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
+from evaluation.linear_probe import FEATURES_FILE
 from launch.attempts import (
     Steps,
     ask_to_stop,
@@ -20,6 +21,7 @@ from launch.attempts import (
     whole,
 )
 from launch.budget import Budget
+from launch.judge import tell_cancelled
 from launch.planned import TRAINING_KINDS, Job
 from launch.preflight import Checked
 from launch.scheduler import JobState
@@ -31,7 +33,7 @@ from training.state import remove_states
 RESUMABLE = (
     *("train", "search", "prompt_search"),
     *("evaluate", "curve", "general", "general_base"),
-    *("instructions", "instructions_base"),
+    *("instructions", "instructions_base", "probes", "probes_base", "control"),
 )
 Paid = LedgerLine | TrainRecord | RungRecord
 OF_TRIALS = (RungRecord, TrialRecord, SweepChoice)  # what the tracker is told of a search
@@ -115,9 +117,9 @@ class Recorder:
         self.run.append(shown, job=job.id, arm=job.arm)
         seconds = time.monotonic() - (state.started or time.monotonic())
         self.tracker.event(job.arm, shown, job_seconds=seconds, devices=job.devices)
-        if isinstance(event, LedgerLine) or (
-            isinstance(event, RungRecord) and job.kind in TRAINING_KINDS
-        ):
+        if isinstance(event, LedgerLine):
+            self.budget.spend_line(event)
+        elif isinstance(event, RungRecord) and job.kind in TRAINING_KINDS:
             self.budget.spend(event.device_seconds)
 
     def _on_step(self, state: JobState, record: TrainRecord) -> None:
@@ -194,6 +196,8 @@ class Recorder:
             show_checkpoints(self.checked, self.run, job)
         elif state.status == "reused":
             replay(self.checked, self.run, job)
+        elif state.status == "cancelled":
+            tell_cancelled(self.checked, self.run, job)
         else:
             if directory is not None:
                 directory.close()
@@ -278,7 +282,7 @@ def is_finished(root: Path, job: Job) -> bool:
     """Whether a job is in the cache, with the files that later jobs read."""
     directory = JobDirectory(root, job.key)
     final = "points/final/checkpoint/checkpoint.json"
-    needed = {"train": final, "search": final, "rows": "rows.json"}
+    needed = {"train": final, "search": final, "rows": "rows.json", "features": FEATURES_FILE}
     if job.kind in needed and not (directory.path / needed[job.kind]).is_file():
         return False
     return directory.done() is not None

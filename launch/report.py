@@ -5,6 +5,7 @@ Overrides of `decision`, `pricing` and `report` apply; anything else would need 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,9 @@ from typing import Any
 
 from conf.choices import ReportText
 from conf.errors import ConfigError, DataError
-from conf.run_groups import DecisionConfig, PriceConfig, PricingConfig
+from conf.hashing import plain
+from conf.records import from_dict
+from conf.run_groups import DecisionConfig, PricingConfig
 from launch.cli import guarded
 from launch.compose import compose_config
 from launch.overrides import key_of
@@ -65,26 +68,22 @@ def changed_sections(
     stored: Mapping[str, Any], overrides: list[str]
 ) -> tuple[DecisionConfig, PricingConfig]:
     """The run's own decision and pricing with the typed keys on top."""
-    typed = compose_config(overrides)
-    keys = [key_of(o) for o in overrides]
-    decision = DecisionConfig(
-        **stored["decision"]
-        | {k[9:]: getattr(typed.decision, k[9:]) for k in keys if k.startswith("decision.")}
-    )
-    if "pricing" in keys:  # a preset replaces the price, its source and its date together
-        return decision, typed.pricing
-    hour = stored["pricing"]["device_hour"] | {
-        k[20:]: getattr(typed.pricing.device_hour, k[20:])
-        for k in keys
-        if k.startswith("pricing.device_hour.")
-    }
-    rest = {
-        k[8:]: getattr(typed.pricing, k[8:])
-        for k in keys
-        if k in ("pricing.source", "pricing.date")
-    }
-    return decision, PricingConfig(
-        **stored["pricing"] | {"device_hour": PriceConfig(**hour)} | rest
+    typed = plain(compose_config(overrides))
+    sections = {name: copy.deepcopy(stored[name]) for name in ("decision", "pricing")}
+    for key in map(key_of, overrides):
+        section, *path = key.split(".")
+        if section not in sections:
+            continue
+        if not path:  # a preset replaces the price, its source and its date together
+            sections[section] = typed[section]
+            continue
+        target, value = sections[section], typed[section]
+        for part in path[:-1]:
+            target, value = target.setdefault(part, {}), value[part]
+        target[path[-1]] = value[path[-1]]
+    return (
+        from_dict(DecisionConfig, sections["decision"]),
+        from_dict(PricingConfig, sections["pricing"]),
     )
 
 

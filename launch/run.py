@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from rich.console import Console
@@ -21,9 +21,11 @@ from conf.records import TrainRecord
 from conf.results import Results
 from evaluation.run_records import read_run
 from launch import cluster
-from launch.budget import Budget
+from launch.budget import ENDPOINT_SPEND, Budget
 from launch.evaluators import Evaluators
 from launch.execute import Executor
+from launch.judge import Judge, cancelled_before, tell_cancelled
+from launch.label_jobs import runner
 from launch.live import Live
 from launch.planned import Job
 from launch.preflight import Checked
@@ -43,6 +45,7 @@ class Run:
     Args:
         prefix: before the names of its jobs and arms where several runs share a schedule.
         finished: the jobs that were found finished.
+        cancelled: those that were found not worth running.
         exit_code: how it ended, as conf.errors says.
     """
 
@@ -50,13 +53,14 @@ class Run:
     directory: RunDirectory
     tracker: Tracker
     finished: list[Job]
+    cancelled: list[Job] = field(default_factory=list)
     prefix: str = ""
     exit_code: int = EXIT_DONE
 
     @property
     def num_pending(self) -> int:
         """Jobs that are left to run."""
-        return len(self.checked.plan.jobs) - len(self.finished)
+        return len(self.checked.plan.jobs) - len(self.finished) - len(self.cancelled)
 
 
 def execute(checked: Checked, console: Console) -> int:
@@ -114,8 +118,11 @@ def opened(
             directory = RunDirectory(checked.root, checked.name)
             directory.open()
             stack.callback(directory.close)
-            finished = [j for j in checked.plan.jobs if is_finished(checked.root, j)]
-            is_over = len(finished) == len(checked.plan.jobs)
+            jobs = checked.plan.jobs
+            cancelled = cancelled_before(directory.path, jobs, checked.config.decision)
+            left_out = {job.id for job in cancelled}
+            finished = [j for j in jobs if j.id not in left_out and is_finished(checked.root, j)]
+            is_over = len(finished) + len(cancelled) == len(jobs)
             tracker = Tracker(
                 config=checked.config,
                 name=checked.name,
@@ -133,6 +140,7 @@ def opened(
                     directory=directory,
                     tracker=tracker,
                     finished=finished,
+                    cancelled=cancelled,
                     prefix=prefix,
                 )
             )
@@ -150,6 +158,8 @@ def run_jobs(runs: list[Run], console: Console) -> None:
         for run in runs:
             for job in run.finished:
                 replay(run.checked, run.directory, job)
+            for job in run.cancelled:
+                tell_cancelled(run.checked, run.directory, job)
     for run in runs:
         run.directory.journal("run_finished", data={"exit_code": run.exit_code})
 
@@ -157,7 +167,11 @@ def run_jobs(runs: list[Run], console: Console) -> None:
 def _run_pending(runs: list[Run], console: Console) -> None:
     """Start Ray, run the jobs, stop Ray; Ctrl-C ends it with every finished job kept."""
     first = runs[0].checked  # machine, budget and prices are the same in all of them
-    budget = Budget(config=first.config.budget, pricing=first.config.pricing)
+    budget = Budget(
+        config=first.config.budget,
+        pricing=first.config.pricing,
+        endpoint_spend=runs[0].directory.path.resolve() / ENDPOINT_SPEND,
+    )
     evaluators = Evaluators(machine=first.machine)
     members = {run.prefix: _member(run, budget, evaluators) for run in runs}
     plan = joined({run.prefix: run.checked.plan for run in runs})
@@ -168,6 +182,7 @@ def _run_pending(runs: list[Run], console: Console) -> None:
         scheduler = Scheduler(
             plan=plan,
             slots=first.machine.devices,
+            slots_left=lambda: cluster.devices_left(first.config.cluster),
             run_job=together.run_job,
             listener=together,
             may_start=together.refusal,
@@ -175,10 +190,13 @@ def _run_pending(runs: list[Run], console: Console) -> None:
             is_finished=lambda job: is_finished(first.root, job),
             reached=lambda event: event.step if isinstance(event, TrainRecord) else None,
             why_stopped=together.why_stopped,
+            why_cancelled=together.why_cancelled,
         )
         try:
-            live.note("starting Ray on this machine")
-            cluster.start(first.machine)
+            where = first.config.cluster
+            is_here = where.name == "local"
+            live.note("starting Ray on this machine" if is_here else "checking the cluster's nodes")
+            cluster.start(first.machine, where, root=first.root)
             with _signals(together):  # after Ray, which sets its own
                 scheduler.run()
         except KeyboardInterrupt:
@@ -212,10 +230,16 @@ def _member(run: Run, budget: Budget, evaluators: Evaluators) -> Member:
         machine=checked.machine,
         run_path=run.directory.path,
         evaluators=evaluators,
+        budget=budget,
         mixes=checked.mixes,
         searches=checked.searches,
     )
-    return Member(plan=checked.plan, recorder=recorder, run_job=executor.run)
+    return Member(
+        plan=checked.plan,
+        recorder=recorder,
+        run_job=runner(executor, checked.labels),
+        why_cancelled=Judge(checked=checked, run=run.directory).cancelled,
+    )
 
 
 @contextmanager

@@ -23,11 +23,12 @@ from training.job import TrainingStopped
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Member:
-    """One run: its own plan, who writes its records, and who runs its jobs."""
+    """One run: its own plan, who writes its records, runs its jobs, and finds some not worth it."""
 
     plan: Plan
     recorder: Recorder
     run_job: Callable[[Job], Iterator[Any]]
+    why_cancelled: Callable[[Job], str | None] = lambda job: None
 
 
 def joined(plans: Mapping[str, Plan]) -> Plan:
@@ -47,6 +48,7 @@ def _prefixed(job: Job, prefix: str) -> Job:
         id=prefix + job.id,
         arm=None if job.arm is None else prefix + job.arm,
         depends_on=tuple(prefix + name for name in job.depends_on),
+        after=tuple(prefix + name for name in job.after),
     )
 
 
@@ -113,8 +115,15 @@ class Runs:
         """Why a job may not start: the runs are ending, or their budget is spent."""
         return str(self.halt) if self.halt is not None else self.budget.refusal(job)
 
+    def why_cancelled(self, job: Job) -> str | None:
+        """Why a job is not worth running in the run it belongs to."""
+        member, own = self._owners[job.id]
+        return member.why_cancelled(own)
+
     def why_stopped(self, error: BaseException) -> str | None:
-        """Why a training stopped, where it was asked to from here."""
+        """Why a training stopped, where it was asked to from here; or that a ceiling is reached."""
+        if isinstance(error, BudgetReached):
+            return str(error)
         if self.halt is not None and isinstance(error, TrainingStopped):
             return f"{self.halt}; {error}"
         return None

@@ -21,7 +21,9 @@ MAX_ATTEMPTS = 3  # in a row, of which none got further than one before
 
 @dataclass(kw_only=True, slots=True)
 class JobState:
-    """Where a job is. status: waiting | running | done | reused | failed | skipped | stopped.
+    """Where a job is.
+
+    status: waiting | running | done | reused | failed | skipped | stopped | cancelled.
 
     farthest: the most that any attempt reached; fruitless: attempts since then.
     """
@@ -68,6 +70,7 @@ class Scheduler:
     Args:
         plan: jobs with dependencies.
         slots: device slots in all.
+        slots_left: how many of them are there now; a cluster can lose nodes.
         run_job: yields the events of a job; raises where it fails. Called in a thread of its own.
         listener: told of everything.
         may_start: None, or why no further job may start (a budget that is spent).
@@ -75,6 +78,7 @@ class Scheduler:
         is_finished: whether a job's records are in the cache, asked before it would start.
         reached: how far an event shows its job to be, or None where attempts start from nothing.
         why_stopped: why a job was asked to stop, where its error says that it obeyed; else None.
+        why_cancelled: why a job is not worth running, asked once all it comes after is over.
     """
 
     plan: Plan
@@ -84,8 +88,10 @@ class Scheduler:
     may_start: Callable[[Job], str | None]
     is_retryable: Callable[[BaseException], bool]
     is_finished: Callable[[Job], bool]
+    slots_left: Callable[[], int | None] = lambda: None
     reached: Callable[[Any], int | None] = lambda event: None
     why_stopped: Callable[[BaseException], str | None] = lambda error: None
+    why_cancelled: Callable[[Job], str | None] = lambda job: None
     states: dict[str, JobState] = field(default_factory=dict)
     stop_reason: str | None = None
     _queue: queue.SimpleQueue[tuple[str, JobState, Any]] = field(default_factory=queue.SimpleQueue)
@@ -111,8 +117,9 @@ class Scheduler:
                 continue
             for name in state.job.depends_on:
                 needed = self.states[name]
-                if needed.status in ("failed", "skipped", "stopped"):
-                    state.status = "stopped" if needed.status == "stopped" else "skipped"
+                if needed.status in ("failed", "skipped", "stopped", "cancelled"):
+                    is_passed_on = needed.status in ("stopped", "cancelled")
+                    state.status = needed.status if is_passed_on else "skipped"
                     state.reason = needed.reason or f"{name} {needed.status}"
                     self.listener.on_end(state)
                     break
@@ -122,12 +129,17 @@ class Scheduler:
         for state in self.states.values():
             if state.status != "waiting" or (is_held and state.job.devices):
                 continue
+            if not all(self.states[name].is_over for name in state.job.after):
+                continue
+            if state.job.after and self._is_cancelled(state):
+                continue
             if self.is_finished(state.job):
                 state.status = "reused"
                 self.listener.on_end(state)
                 continue
             if not self._is_ready(state.job):
-                is_held = is_held or self._is_imminent(state.job)
+                # A job without devices, of a hosted model, needs none to be kept for it.
+                is_held = is_held or (bool(state.job.devices) and self._is_imminent(state.job))
                 continue
             reason = self.stop_reason or self.may_start(state.job)
             if reason:
@@ -137,12 +149,22 @@ class Scheduler:
                 continue
             self._start(state)
 
+    def _is_cancelled(self, state: JobState) -> bool:
+        """End a job that is not worth running, even where it is finished already."""
+        reason = self.why_cancelled(state.job)
+        if reason is not None:
+            state.status, state.reason = "cancelled", reason
+            self.listener.on_end(state)
+        return reason is not None
+
     def _is_ready(self, job: Job) -> bool:
         running = self._running()
         if any(s.job.is_exclusive for s in running) or (job.is_exclusive and running):
             return False
         used = sum(s.job.devices for s in running)
-        if used + min(job.devices, self.slots) > self.slots:
+        left = self.slots_left()
+        slots = self.slots if left is None else max(1, min(left, self.slots))
+        if used + min(job.devices, slots) > slots:
             return False
         return all(self.states[name].status in ("done", "reused") for name in job.depends_on)
 

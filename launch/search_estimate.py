@@ -43,6 +43,31 @@ def search_size(trials: Sequence[Trial], halving: HalvingConfig) -> SearchSize:
     return SearchSize(trainings=trainings, scorings=scorings, num_trials=len(trials))
 
 
+def scoring_tokens(
+    *,
+    num_items: int,
+    num_labels: int,
+    prompt: float,
+    shared: float,
+    completion: float,
+    max_tokens: int,
+) -> int:
+    """Tokens that one trial computes at a rung, as training/item_trees.py lays its items out.
+
+    Args:
+        num_items: validation items.
+        num_labels: of an item; 0: its answer alone is scored.
+        prompt: tokens of a prompt, of which `shared` are those of all prompts.
+        shared: computed once in a pass.
+        completion: tokens of a label or an answer; the last one predicts nothing.
+        max_tokens: of a pass.
+    """
+    branches = num_labels * max(0.0, completion - 1) if num_labels else completion
+    own = num_items * (prompt - shared + branches)
+    passes = math.ceil(own / max(1.0, max_tokens - shared))
+    return round(own + passes * shared)
+
+
 def search_estimate(
     one: Estimate, scored: Estimate, size: SearchSize, *, start_seconds: float
 ) -> Estimate:

@@ -25,6 +25,7 @@ from evaluation.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
+from evaluation.engines.endpoint_ceiling import EndpointPlace
 from evaluation.engines.rows import label_tree
 from evaluation.rendering import Renderer
 from evaluation.shards import shards
@@ -53,6 +54,8 @@ class EngineSpec:
     threads: int  # of the CPU
     kernels_impl: str = "auto"
     task: Task | None = None  # scripted engine only
+    endpoint: EndpointPlace | None = None  # hosted engines only
+    log_dir: Path | None = None  # where a server of its own writes; no part of what it is
 
     def identity(self) -> EngineSpec:
         """What two specs have in common where one loaded engine serves both: requests say the rest.
@@ -67,7 +70,7 @@ class EngineSpec:
             max_new_tokens=None,
             latency_requests=0,
         )
-        return replace(self, config=config)
+        return replace(self, config=config, log_dir=None)
 
     def build(self) -> Engine:
         """The engine, with its model loaded and no adapter.
@@ -77,6 +80,10 @@ class EngineSpec:
         """
         from evaluation.engines import build_engine
 
+        if self.config.name == "vllm":
+            from launch.vllm_server import served_engine
+
+            return served_engine(self)
         return build_engine(
             self.config,
             model_dir=self.model_dir,
@@ -87,6 +94,7 @@ class EngineSpec:
             threads=self.threads,
             task=self.task,
             kernels_impl=self.kernels_impl,
+            endpoint=self.endpoint,
         )
 
 

@@ -53,6 +53,7 @@ STATES = {
     "job_done": "done",
     "job_failed": "failed",
     "job_stopped": "stopped",
+    "job_cancelled": "left out",
 }
 
 

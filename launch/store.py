@@ -218,7 +218,7 @@ class JobDirectory:
             return []
         redone = [line for line in lines if line.get("purpose") == "redone"]
         kept = [from_dict(LedgerLine, line) for line in redone]
-        tokens = sum(line.get("computed_tokens", 0) for line in lines)
+        tokens = sum(line.get("computed_tokens") or 0 for line in lines)
         tokens += sum(line["tokens"] for line in lines if line["type"] == "TrainRecord")
         if tokens:
             arm = next((line["arm"] for line in lines if line.get("arm")), None)

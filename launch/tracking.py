@@ -23,7 +23,15 @@ from conf.schema import RunConfig
 from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
 from evaluation.search_values import is_text, last_name
 from evaluation.statistics import wilson
-from launch.tracking_rows import Spent, WandbRun, axes, final_row, metric_row, train_row
+from launch.tracking_rows import (
+    Spent,
+    WandbRun,
+    axes,
+    final_row,
+    label_rows,
+    metric_row,
+    train_row,
+)
 from launch.trial_tracking import TrialRuns
 from launch.trials import Trial
 
@@ -112,7 +120,7 @@ class Tracker:
 
         job_seconds: wall seconds of the running job so far.
         """
-        if self.mode == "off" or arm is None:
+        if self.mode == "off" or arm is None or "@" in arm:  # a label curve's runs come at the end
             return
         if isinstance(event, RungRecord | TrialRecord) or getattr(event, "trial", None) is not None:
             self._trials.event(arm, event)
@@ -130,7 +138,7 @@ class Tracker:
             )
             self._log(arm, self._axes(at) | metric_row(event.value))
         elif isinstance(event, SampleRecord) and event.set == "test" and event.answer is not None:
-            spent.tokens += event.prompt_tokens + event.completion_tokens
+            spent.tokens += (event.prompt_tokens or 0) + (event.completion_tokens or 0)
             spent.num_items += 1
             spent.score += _score(event)
             if spent.num_items % ITEMS_PER_POINT == 0:
@@ -170,6 +178,8 @@ class Tracker:
             return
         self._trials.close()
         if results is not None:
+            for arm, row in label_rows(results.label_curve):
+                self._log(arm, row)
             for arm, result in results.arms.items():
                 spent = self._spent.setdefault(arm, Spent())
                 spent.labels = result.labels_used or spent.labels

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from conf.label_results import LabelCurve
 from conf.records import Measured, TrainRecord
 from conf.results import ArmResult
 
@@ -71,6 +72,15 @@ def metric_row(value: Measured, *, metric: str = "accuracy") -> dict[str, float]
     name = "eval/minus_loss" if metric == "minus_loss" else "eval/accuracy"
     row = {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
     return {k: v for k, v in row.items() if v is not None}
+
+
+def label_rows(curve: LabelCurve | None) -> Iterator[tuple[str, dict[str, float]]]:
+    """A label curve's points without noise: the arm, and its value against progress/labels."""
+    for point in (p for p in curve.points if not p.noise) if curve is not None else ():
+        row = {"progress/labels": float(point.num_labels), **metric_row(point.value)}
+        if point.fixed_usd is not None:
+            row["progress/usd"] = point.fixed_usd
+        yield point.arm, row
 
 
 def final_row(result: ArmResult) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from conf.hashing import plain
 from conf.records import TrainRecord
-from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
+from conf.sweep_records import UNFINISHED, RungRecord, SweepChoice, TrialRecord
 from evaluation.search_values import is_number, label_of, shown_value, without_texts
 from launch.tracking_rows import Spent, WandbRun, axes, metric_row, train_row
 from launch.trials import Trial
@@ -56,7 +56,7 @@ class TrialRuns:
             self._log(key, train_row(event, spent, price=self.price))
         elif isinstance(event, RungRecord):
             self._rung(key, event, spent)
-        else:
+        elif event.status != UNFINISHED:
             self._end(key, event)
 
     def _rung(self, key: Key, record: RungRecord, spent: Spent) -> None:

@@ -24,6 +24,8 @@ from conf.records import (
 )
 from conf.resolve import Arm
 from conf.sweeps import HalvingConfig, SweepBudgetConfig
+from evaluation.engines.base import Closes, OverHttp
+from evaluation.engines.endpoint_ceiling import EndpointPlace
 from evaluation.tasks import Task
 from launch.placement import Machine, devices_per_actor, dtype_name
 from launch.trials import Trial
@@ -55,10 +57,12 @@ class AnswerWork:
     usd_per_device_second: float | None
     done: tuple[SampleRecord, ...]  # of a killed attempt
     log_path: Path
-    actors: int = 1  # engine processes; 1: the evaluator's own
+    actors: int = 1  # engine processes; 1: the evaluator's own; 0: the model is hosted elsewhere
     kernels_impl: str = "auto"
+    endpoint: EndpointPlace | None = None  # of a hosted engine
     probe: tuple[ProbeItem, ...] = ()  # what the trained model said, to be found again first
     trained_dtype: str = "float32"
+    is_sample: bool = False  # the test items are a wave of them
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -108,6 +112,7 @@ class Evaluator:
                 devices=work.devices,
                 usd_per_device_second=work.usd_per_device_second,
                 rule=work.rule,
+                is_sample=work.is_sample,
             )
             answers = evaluate(
                 job, task=work.task, engine=engine, renderer=renderer, done=work.done
@@ -137,12 +142,12 @@ class Evaluator:
         spec = _engine_spec(work)
         key = (spec.identity(), work.actors)
         if key != self._engine_key:
-            if isinstance(self._engine, ShardedEngine):
+            if isinstance(self._engine, Closes):
                 self._engine.close()
             self._engine = None  # give the memory back before the next model is loaded
             self._engine = (
                 spec.build()
-                if work.actors == 1
+                if work.actors <= 1
                 else ShardedEngine(spec, actors=work.actors, log_dir=work.log_path.parent)
             )
             self._engine_key = key
@@ -163,18 +168,23 @@ def _engine_spec(work: AnswerWork) -> EngineSpec:
         max_length=arm.model.max_length,
         dtype=dtype_name(arm, machine.device),
         device=machine.device,
-        threads=devices_per_actor(work.actors, machine) if machine.device == "cpu" else 1,
+        threads=max(1, devices_per_actor(work.actors, machine)) if machine.device == "cpu" else 1,
         kernels_impl=work.kernels_impl,
         task=work.task if arm.engine.name == "scripted" else None,
+        endpoint=work.endpoint,
+        log_dir=work.log_path.parent,
     )
 
 
 def _agreement(engine: Any, work: AnswerWork) -> Iterator[LedgerLine]:
-    """Find what the trained model said of its first rows; a script has no weights to check."""
+    """Find what the trained model said of its first rows; a script has no weights to check.
+
+    Nor is an engine checked that gives no scores to compare.
+    """
     from evaluation.agreement import require_agreement
     from evaluation.bill import Bill
 
-    if work.arm.engine.name == "scripted":
+    if work.arm.engine.name == "scripted" or work.arm.engine.only_generates:
         return
     checkpoint = work.adapter_dir or work.model_dir
     yield from require_agreement(
@@ -204,7 +214,16 @@ def _with_kernels(events: Iterator[Any], engine: Any, work: AnswerWork) -> Itera
             yield JournalEvent(
                 time=time.time(), event="kernels", job=work.job, arm=work.arm.name, data=kernels
             )
+        yield from _attempts(engine, work)
         yield event
+
+
+def _attempts(engine: Any, work: AnswerWork) -> Iterator[JournalEvent]:
+    """The attempts over HTTP that have failed since this was last asked."""
+    for attempt in engine.take_attempts() if isinstance(engine, OverHttp) else ():
+        yield JournalEvent(
+            time=time.time(), event="attempt_failed", job=work.job, arm=work.arm.name, data=attempt
+        )
 
 
 def gathered(events: Iterator[Any], *, seconds: float) -> Iterator[list[Any]]:
@@ -226,7 +245,7 @@ def evaluator(machine: Machine, *, actors: int) -> Any:
 
     is_cpu, is_sharded = machine.device == "cpu", actors > 1
     devices = 0 if is_sharded else devices_per_actor(actors, machine)
-    threads = str(devices if is_cpu and not is_sharded else 1)
+    threads = str(max(1, devices) if is_cpu and not is_sharded else 1)
     options = {
         "num_cpus": devices if is_cpu or is_sharded else 1,
         "num_gpus": 0 if is_cpu else devices,

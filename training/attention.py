@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,9 +39,10 @@ MAX_CHECK_ERROR = 1e-2  # relative; 16-bit weights round, a wrong mask is off by
 
 @dataclass(frozen=True, eq=False)
 class PackedPass:
-    """What the tokens of a packed pass see. numbers: (T,) as Batch.segments, in order."""
+    """What the tokens of a packed pass see. numbers, ends: (T,) as Batch.segments and ends."""
 
     numbers: Tensor
+    ends: Tensor | None = None
 
     @cached_property
     def prefix(self) -> int:
@@ -49,9 +51,19 @@ class PackedPass:
 
     @cached_property
     def segments(self) -> Segments:
-        """The prefix, if there is one, and the rest of each row, as chains."""
+        """The prefix, if there is one, and the rest of each row or item, as chains or trees."""
         lengths = torch.bincount(self.numbers).tolist()
-        return Segments.chains(lengths if self.prefix else lengths[1:])
+        lengths = lengths if self.prefix else lengths[1:]
+        if self.ends is None:
+            return Segments.chains(lengths)
+        starts = accumulate(lengths, initial=0)
+        parts = torch.split(self.ends, lengths)
+        # Nothing outside the prefix's own segment is in its keys, so it ends with that.
+        trees = [
+            (part - start).clamp(max=len(part)).tolist()
+            for part, start in zip(parts, starts, strict=False)
+        ]
+        return Segments.trees(trees)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(Hq, T, d) from queries (Hq, T, d), keys and values (Hkv, T, d); differentiable."""
@@ -79,7 +91,7 @@ def passes_of(batch: Batch) -> PackedPass | JoinedPass:
     """What the tokens of a packed or joined pass see."""
     assert batch.segments is not None
     if batch.parts is None:
-        return PackedPass(batch.segments)
+        return PackedPass(batch.segments, batch.ends)
     return JoinedPass(
         tuple(PackedPass(part) for part in torch.split(batch.segments, list(batch.parts)))
     )
@@ -132,7 +144,7 @@ def _attend(
     has_extras = any(options.get(name) is not None for name in EXTRAS)
     if work is None or not is_plain or has_extras or query.device.type != "cpu":
         if work is not None:
-            attention_mask = visibility(work.numbers, dtype=query.dtype)
+            attention_mask = visibility(work.numbers, dtype=query.dtype, ends=work.ends)
         out: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[
             0
         ]
@@ -177,7 +189,7 @@ def seeing(
             yield {"position_ids": batch.position_ids}
     else:
         assert batch.parts is None, "a joined pass needs our attention"
-        mask = visibility(batch.segments, dtype=model.dtype)
+        mask = visibility(batch.segments, dtype=model.dtype, ends=batch.ends)
         yield {"attention_mask": mask, "position_ids": batch.position_ids}
 
 

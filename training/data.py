@@ -27,7 +27,9 @@ class Batch:
     attention_mask: (B, L), 1 where there is a token; padding is known by length, never by token id.
     position_ids, segments: (1, T) and (T,) of a packed pass of several rows. All three are None for
     one row alone, which is plainly causal. parts: tokens of each part of a joined pass, whose
-    segments are numbered part by part; a part sees nothing of the others.
+    segments are numbered part by part; a part sees nothing of the others. ends: (T,) of a pass of
+    trees (training/item_trees.py), the first place that no longer sees a token; None: each row is
+    one chain.
     """
 
     input_ids: Tensor
@@ -37,6 +39,7 @@ class Batch:
     position_ids: Tensor | None = None
     segments: Tensor | None = None
     parts: tuple[int, ...] | None = None
+    ends: Tensor | None = None
 
     def to(self, device: str) -> Batch:
         """The same batch on another device."""
@@ -48,6 +51,7 @@ class Batch:
             position_ids=_moved(self.position_ids, device),
             segments=_moved(self.segments, device),
             parts=self.parts,
+            ends=_moved(self.ends, device),
         )
 
 
@@ -166,13 +170,16 @@ def _ids(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.long)
 
 
-def visibility(segments: Tensor, *, dtype: torch.dtype) -> Tensor:
+def visibility(segments: Tensor, *, dtype: torch.dtype, ends: Tensor | None = None) -> Tensor:
     """What each token of a packed pass sees, as an additive mask, (1, 1, T, T).
 
-    A token sees itself and the earlier ones of the prefix (segment 0) and of its own segment: 0
-    there, elsewhere the lowest value of the dtype. segments: (T,).
+    A token sees itself and the earlier ones of the prefix (segment 0) and of its own segment, but
+    for those that end before it: 0 there, elsewhere the lowest value of the dtype. segments, ends:
+    (T,), as in Batch.
     """
     key = segments[None, :]
     sees = ((key == 0) | (key == segments[:, None])).tril()
+    if ends is not None:
+        sees &= torch.arange(len(ends), device=ends.device)[:, None] < ends[None, :]
     mask = torch.zeros(sees.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill(~sees, torch.finfo(dtype).min)[None, None]

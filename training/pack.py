@@ -29,6 +29,7 @@ from conf.trial_records import RungScore, TrialOutcome
 from kernels.memory import is_out_of_memory
 from training.checkpoint import directory_bytes, gathered_state, write_checkpoint
 from training.data import read_rows
+from training.item_trees import ItemTrees
 from training.job import Runtime, TrainJob, checkpoint_directory, point_name
 from training.pack_model import PackModel, Part
 from training.pack_scores import Scored, read_items, score_items
@@ -82,6 +83,7 @@ class Pack:
         self._first, self._runtime, self._rungs = jobs[0], runtime, tuple(rungs)
         self._rows = read_rows(Path(jobs[0].rows_path))
         self._items = read_items(rung_rows_path)
+        self._trees = ItemTrees.of(self._items)
         self._sha256 = pack_sha256(jobs, rung_rows_path=rung_rows_path, rungs=rungs)
         state = read_pack_state(jobs[0].output_dir, pack=self._sha256)
         jobs = [job for job in jobs if state is None or job.trial in state.totals]
@@ -288,11 +290,15 @@ class Pack:
         else:
             self._note(f"rung {rung}: trial {number} is scored")
             started = time.perf_counter()
-            tokens = sum(self._model.num_tokens(Part("", rows)) for rows in self._items)
+            tokens = self._trees.num_tokens(max_tokens=self._max_tokens)
             trial.scored_tokens += tokens
             try:
                 found = score_items(
-                    trial.adapter, self._items, model=self._model, max_tokens=self._max_tokens
+                    trial.adapter,
+                    self._items,
+                    trees=self._trees,
+                    model=self._model,
+                    max_tokens=self._max_tokens,
                 )
             except JobFailed as error:
                 self._leave(trial, status=FAILED, reason=f"rung {rung}: {error}")

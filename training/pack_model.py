@@ -29,6 +29,7 @@ from kernels.linear import Linear
 from training.adapters import add_adapter
 from training.attention import attach, attends_by_part
 from training.data import joined_batch, num_targets
+from training.item_trees import ItemTree, ItemTrees
 from training.job import TrainJob
 from training.lora import is_plain_adapter
 from training.loss import usable
@@ -162,7 +163,7 @@ class PackModel:
 
     def backward(self, parts: Sequence[Part]) -> list[float]:
         """One pass: the sum of each part's losses; their gradients add up in the adapters."""
-        with self._assigned(parts):
+        with self._assigned(self._owners(parts)):
             losses = self._losses(parts)
             torch.autograd.backward(losses.sum())
         return [float(own.detach().double().sum()) for own in _by_part(losses, parts)]
@@ -170,12 +171,23 @@ class PackModel:
     @torch.no_grad()
     def logprobs(self, parts: Sequence[Part]) -> list[list[float]]:
         """One pass without gradients: for each part log p(targets) of each of its rows, summed."""
-        with self._assigned(parts):
+        with self._assigned(self._owners(parts)):
             losses = self._losses(parts).double()
         return [
-            [-float(row.sum()) for row in torch.split(own, list(map(num_targets, part.rows)))]
+            _sums(own, list(map(num_targets, part.rows)))
             for part, own in zip(parts, _by_part(losses, parts), strict=True)
         ]
+
+    @torch.no_grad()
+    def item_logprobs(
+        self, adapter: str, items: ItemTrees, trees: Sequence[ItemTree]
+    ) -> list[list[float]]:
+        """One pass over some items: for each log p(targets) of each of its rows, summed."""
+        batch = items.batch(trees)
+        with self._assigned([(adapter, batch.input_ids.numel())]):
+            losses = self._trainee.loss(batch.to(self._device), reduction="none").double()
+        each = torch.split(losses, [len(tree.targets) for tree in trees])
+        return [_sums(own, tree.row_targets) for own, tree in zip(each, trees, strict=True)]
 
     def num_tokens(self, part: Part) -> int:
         """Tokens that a part puts through the embedding."""
@@ -198,10 +210,14 @@ class PackModel:
         loss: Tensor = self._trainee.loss(batch.to(self._device), reduction="none")
         return loss
 
+    def _owners(self, parts: Sequence[Part]) -> list[tuple[str, int]]:
+        return [(part.adapter, self.num_tokens(part)) for part in parts]
+
     @contextmanager
-    def _assigned(self, parts: Sequence[Part]) -> Iterator[None]:
-        own = [(name, list(found)) for name, found in groupby(parts, key=lambda p: p.adapter)]
-        sizes = [sum(map(self.num_tokens, found)) for _, found in own]
+    def _assigned(self, owners: Sequence[tuple[str, int]]) -> Iterator[None]:
+        """So many rows of each adapter, in order."""
+        own = [(name, list(found)) for name, found in groupby(owners, key=lambda o: o[0])]
+        sizes = [sum(size for _, size in found) for _, found in own]
         self._ranges.adapters = tuple(name for name, _ in own)
         self._ranges.starts = tuple(accumulate(sizes, initial=0))
         try:
@@ -263,3 +279,8 @@ class PackModel:
 def _by_part(losses: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
     """The losses (N,) of each part's targets."""
     return torch.split(losses, [sum(map(num_targets, part.rows)) for part in parts])
+
+
+def _sums(losses: Tensor, counts: Sequence[int]) -> list[float]:
+    """Minus the losses (N,) of rows with so many targets each, summed by row."""
+    return [-float(row.sum()) for row in torch.split(losses, list(counts))]

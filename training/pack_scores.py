@@ -1,12 +1,13 @@
 """How good the trials of a pack are on the same validation items, asked at a rung.
 
-An item's rows are its labels after the same prompt, which is computed once for each trial. A trial
-is right where the reference has the largest sum of log-probabilities. Where all items have the same
-labels, the sums are also compared after batch calibration (Zhou et al. 2023, arXiv 2309.17249), and
-the better of both counts, as an evaluation chooses on validation: after few steps a trial prefers
-one label for all inputs, whatever it has learned. On few items many trials are right equally often,
-so the log-probability of the reference among the labels breaks ties. Items of one row each (the
-task generates) are scored by their mean loss instead.
+An item's rows are its labels after the same prompt. What rows and items have in common is computed
+once for each trial (training/item_trees.py). A trial is right where the reference has the largest
+sum of log-probabilities. Where all items have the same labels, the sums are also compared after
+batch calibration (Zhou et al. 2023, arXiv 2309.17249), and the better of both counts, as an
+evaluation chooses on validation: after few steps a trial prefers one label for all inputs, whatever
+it has learned. On few items many trials are right equally often, so the log-probability of the
+reference among the labels breaks ties. Items of one row each (the task generates) are scored by
+their mean loss instead.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from conf.errors import DataError, JobFailed
 from conf.records import from_dict
 from conf.trial_records import LabelRow
 from training.data import check_row, num_targets
-from training.pack_model import PackModel, Part
+from training.item_trees import ItemTrees
+from training.pack_model import PackModel
 
 
 def read_items(path: Path) -> tuple[tuple[LabelRow, ...], ...]:
@@ -64,18 +66,25 @@ def score_items(
     adapter: str,
     items: Sequence[Sequence[LabelRow]],
     *,
+    trees: ItemTrees,
     model: PackModel,
     max_tokens: int,
 ) -> Scored:
     """How good an adapter is on the items.
 
+    Args:
+        adapter: whose trial is scored.
+        items: the rows of each.
+        trees: the items as they are laid out.
+        model: that has the adapter.
+        max_tokens: of a pass.
+
     Raises:
         JobFailed: a log-probability that is not finite.
     """
-    parts = [Part(adapter, rows) for rows in items]  # the labels of an item share its prompt
     found: list[list[float]] = []
-    for passed in model.passes(parts, max_tokens=max_tokens):
-        found += model.logprobs(passed)
+    for passed in trees.passes(max_tokens=max_tokens):
+        found += model.item_logprobs(adapter, trees, passed)
     for rows, logprobs in zip(items, found, strict=True):
         if not all(map(math.isfinite, logprobs)):
             raise JobFailed(f"item {rows[0].item_id} has the log-probabilities {logprobs}")

@@ -5,23 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import ConfigError, NotBuiltYet
+from conf.errors import ConfigError
 from conf.groups import EngineConfig
 from evaluation.engines.base import Engine, TextCodec
+from evaluation.engines.endpoint_check import check_endpoint
 
 if TYPE_CHECKING:
+    from evaluation.engines.endpoint_ceiling import EndpointPlace
     from evaluation.tasks import Task
 
-BUILT = ("forest", "transformers", "scripted")
+BUILT = ("forest", "transformers", "scripted", "openai", "vllm")
 
 
 def check_engine(config: EngineConfig) -> None:
-    """Refuse an engine that does not exist or is not built yet; for use before anything starts."""
+    """Refuse an engine that does not exist, or an endpoint that cannot be asked; sends nothing."""
     match config.name:
-        case "forest" | "transformers" | "scripted":
+        case "forest" | "transformers" | "scripted" | "vllm":
             return
-        case "openai" | "vllm":
-            raise NotBuiltYet(f"engine={config.name}", instead="type engine=forest")
+        case "openai":
+            check_endpoint(config)
         case _:
             raise ConfigError(
                 "engine.name",
@@ -42,17 +44,24 @@ def build_engine(
     threads: int,
     task: Task | None,
     kernels_impl: str = "auto",
+    endpoint: EndpointPlace | None = None,
 ) -> Engine:
     """Build the engine that the configuration names; its heavy imports happen here.
 
     dtype: float32 | bfloat16. device: a torch device. threads: of the CPU, set explicitly since
     Ray's OMP_NUM_THREADS silently halves a kernel. task: for the scripted engine's answers.
-    kernels_impl: auto | cpu | triton | reference, for the forest engine.
+    kernels_impl: auto | cpu | triton | reference, for the forest engine. endpoint: for openai.
+    engine=vllm needs a server: launch/vllm_server.py builds it.
 
     Raises:
-        NotBuiltYet: for openai and vllm. ModelError: for a directory it cannot load.
+        ConfigError: an engine that does not exist. ModelError: for a directory it cannot load.
     """
     check_engine(config)
+    if config.name == "openai":
+        from evaluation.engines.endpoint_hosted import HostedEngine
+
+        assert endpoint is not None, "a hosted engine is told where answers are kept"
+        return HostedEngine(config, place=endpoint)
     if config.name == "scripted":
         from evaluation.engines.scripted import ScriptedEngine
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -38,6 +38,7 @@ class GenerateRequest:
 
     temperature 0 is greedy. The noise of a sampled answer depends on `seed` alone, never on the
     other requests of the call. A stop string ends the completion and is cut off with what follows.
+    messages: (role, text) of each turn, for hosted engines, which apply a template of their own.
     """
 
     id: str
@@ -46,6 +47,7 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
     seed: int = 0
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -92,10 +94,20 @@ def only_winner(request: ScoreRequest, result: ScoreResult) -> ScoreResult:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class Usage:
+    """An endpoint's own count of a request's tokens; None where it does not tell."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class GenerateResult:
     """completion_ids: without the end token, up to the stop. text: decoded, without the stop.
 
-    completion_tokens: all tokens that were generated, the end token and the stop included.
+    completion_tokens: all tokens that were generated, the end token and the stop included. usage:
+    of endpoints, which have a tokenizer of their own; the counts above are 0 where it has None.
     """
 
     id: str
@@ -104,6 +116,7 @@ class GenerateResult:
     cached_tokens: int
     computed_tokens: int
     completion_tokens: int
+    usage: Usage | None = None
     first_token_seconds: float | None = None
     total_seconds: float | None = None
     error: str | None = None
@@ -149,6 +162,44 @@ class Engine(Protocol):
 
     def set_adapter(self, path: Path | None) -> None:
         """Answer with the adapter in this directory from now on; None: with the base model."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Paid:
+    """What answers have cost; None where nobody knows.
+
+    usd: of new answers. reused_usd: of those that were paid for earlier and found again.
+    """
+
+    usd: float | None
+    reused_usd: float | None
+
+
+@runtime_checkable
+class Hosted(Protocol):
+    """An engine that is paid by token, not by device-second."""
+
+    def take_paid(self) -> Paid:
+        """What answers have cost since this was last asked."""
+        ...
+
+
+@runtime_checkable
+class OverHttp(Protocol):
+    """An engine whose requests may fail on the way."""
+
+    def take_attempts(self) -> list[dict[str, Any]]:
+        """The attempts that failed since this was last asked, as the journal keeps them."""
+        ...
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """An engine with processes of its own."""
+
+    def close(self) -> None:
+        """End them."""
         ...
 
 

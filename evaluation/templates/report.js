@@ -1,4 +1,3 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 
 function color(name) {
@@ -15,22 +14,25 @@ function themed(value) {
   return value;
 }
 
-function draw() {
-  for (const [name, figure] of Object.entries(data.figures)) {
-    const place = document.getElementById("plot-" + name);
-    if (!place) continue;
-    const layout = themed(figure.layout);
-    layout.paper_bgcolor = "rgba(0,0,0,0)";
-    layout.plot_bgcolor = "rgba(0,0,0,0)";
-    layout.font = { family: "system-ui, sans-serif", size: 13, color: color("ink") };
-    for (const axis of ["xaxis", "yaxis"]) {
-      layout[axis].gridcolor = color("line");
-      layout[axis].linecolor = color("line");
-    }
-    // A narrow legend has a line per arm: give it room, so that the plot keeps its own.
-    if (layout.showlegend && place.clientWidth < 560) layout.height += 17 * figure.data.filter(t => t.showlegend !== false).length;
-    Plotly.react(place, themed(figure.data), layout, { displayModeBar: false, responsive: true });
+function drawOne(name) {
+  const figure = data.figures[name], place = document.getElementById("plot-" + name);
+  if (!place) return;
+  const layout = themed(figure.layout);
+  layout.paper_bgcolor = "rgba(0,0,0,0)";
+  layout.plot_bgcolor = "rgba(0,0,0,0)";
+  layout.font = { family: "system-ui, sans-serif", size: 13, color: color("ink") };
+  for (const axis of ["xaxis", "yaxis"]) {
+    layout[axis].gridcolor = color("line");
+    layout[axis].linecolor = color("line");
   }
+  // A narrow legend has a line per arm: give it room, so that the plot keeps its own.
+  if (layout.showlegend && place.clientWidth < 560) layout.height += 17 * figure.data.filter(t => t.showlegend !== false).length;
+  Plotly.react(place, themed(figure.data), layout, { displayModeBar: false, responsive: true });
+}
+
+// One chart at a time, so that the page answers in between: it is of use before its charts are there.
+function draw() {
+  for (const name of Object.keys(data.figures)) setTimeout(() => drawOne(name), 0);
 }
 
 function cell(row, text, label, kind) {
@@ -72,7 +74,7 @@ function showDifferences() {
   document.getElementById("difference-count").textContent = rows.length + " items differ" + more + ".";
 }
 
-draw();
+addEventListener("load", draw);  // plotly stands below this script
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 matchMedia("(max-width: 600px)").addEventListener("change", draw);
 const select = document.getElementById("pair");

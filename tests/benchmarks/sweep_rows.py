@@ -132,7 +132,7 @@ def _winner(run: OurRun) -> int:
 
 
 def _chosen(run: OurRun) -> dict[str, Any]:
-    (row,) = [r for r in run.of("TrialRecord") if r["trial"] == _winner(run)]
+    row = [r for r in run.of("TrialRecord") if r["trial"] == _winner(run)][-1]
     return {"label": row["label"], "value": run.of("SweepChoice")[0]["value"]}
 
 
@@ -144,7 +144,8 @@ def _decided(record: dict[str, Any]) -> dict[str, Any]:
 
 def _step_share(run: OurRun) -> float:
     """Steps taken, of those that the grid takes."""
-    taken = [int(record["steps"]) for record in run.of("TrialRecord")]
+    by_trial = {record["trial"]: int(record["steps"]) for record in run.of("TrialRecord")}
+    taken = by_trial.values()
     return sum(taken) / (max(taken) * len(taken))
 
 

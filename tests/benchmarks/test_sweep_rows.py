@@ -180,6 +180,7 @@ def test_more_trials_take_rays_own_seconds_once() -> None:
     assert run.tokens == 4 * 34
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_memory_row_take_the_same_step(tiny_model_dir: Path) -> None:
     case = pack_memory.Case(
         side="ours", model_dir=str(tiny_model_dir), data=None, threads=1, steps=2
@@ -192,6 +193,7 @@ def test_both_sides_of_the_memory_row_take_the_same_step(tiny_model_dir: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # a command of ours and four of the peer's, in new processes
 def test_the_makespan_row_end_to_end(tiny_model_dir: Path) -> None:
     setup = Setup(
         model_dir=tiny_model_dir, data=None, engine="forest", threads=1, items=2, rounds=1

@@ -31,7 +31,7 @@ def overrides_of(path: Path) -> list[str]:
 
 
 def test_the_presets_of_the_contract_are_there() -> None:
-    assert len(FILES) == 65
+    assert len(FILES) == 67
     assert set(CONTRACT.split()) <= set(EXPERIMENTS)
 
 

@@ -144,31 +144,59 @@ def test_items_that_differ_are_all_in_the_page(spam: tuple[ReportPaths, Page]) -
         assert sum(a[1] != b[1] for a, b in rows) == pair["wins"] + pair["losses"]
 
 
+def planted(value: object, word: str) -> object:
+    """The same JSON with the word in every text a user's data or a model can have put there."""
+    texts = ("input", "context", "target", "rationale", "completion", "text", "shown_row")
+    texts += ("answer", "calibrated_answer", "references", "choices")
+    if isinstance(value, dict):
+        return {
+            k: word if k in texts and v is not None else planted(v, word) for k, v in value.items()
+        }
+    return [planted(v, word) for v in value] if isinstance(value, list) else value
+
+
 def test_without_text_no_item_text_is_left(tmp_path: Path) -> None:
-    paths, page = made(tmp_path, text="none")
-    files = [paths.html, paths.markdown, paths.results_json, paths.results_csv, *paths.figures]
-    for path in files:
-        text = path.read_text()
-        for secret in (
-            "see you at lunch",
-            "WIN a prize",
-            "window.hacked",
-            "Let me think",
-            "Message:",
-        ):
-            assert secret not in text, f"{secret} in {path.name}"
-    assert "report.text=none" in page.text
+    fake_run.write_spam_run(tmp_path, num_test=24, num_general=10, text="none")
+    planted_in = set()
+    for path in [*tmp_path.glob("*.jsonl"), *tmp_path.glob("arms/*/*.jsonl")]:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if path.name not in ("train.jsonl", "curve.jsonl"):
+            text = "".join(json.dumps(planted(line, "canary77")) + "\n" for line in lines)
+            path.write_text(text)
+            planted_in |= {path.name} if "canary77" in text else set()
+    assert planted_in == {"items.jsonl", "prompts.jsonl", "samples.jsonl", "journal.jsonl"}
+    records = read_run(tmp_path)
+    paths = write_report(summarise(records), records, tmp_path)
+    files = [paths.html, paths.markdown, paths.latex, paths.results_json, paths.results_csv]
+    for path in [*files, *paths.figures]:
+        assert "canary77" not in path.read_text(), path.name
+    assert "report.text=none" in paths.html.read_text()
 
 
 def test_every_axis_has_a_title_with_a_unit(spam: tuple[ReportPaths, Page]) -> None:
     figures = json.loads(spam[1].data)["figures"]
-    assert set(figures) == {"accuracy", "cost_quality", "training", "validation", "volume"}
+    shown = {"accuracy", "cost_quality", "training", "validation", "volume", "latency"}
+    assert set(figures) == shown
     for name, figure in figures.items():
         for axis in ("xaxis", "yaxis"):
             title = figure["layout"][axis]["title"]["text"]
-            assert title == "arm" or re.search(
-                r"\(.*(%|USD|count|nats|device-seconds).*\)", title
-            ), (name, title)
+            assert title == "arm" or re.search(r"\(.*(%|USD|count|nats|seconds).*\)", title), (
+                name,
+                title,
+            )
+
+
+def test_latency_and_consistency_are_drawn_as_measured(orders: tuple[ReportPaths, Page]) -> None:
+    figures = json.loads(orders[1].data)["figures"]
+    arms = json.loads(orders[0].results_json.read_text())["arms"]
+    for name, arm in arms.items():
+        if arm["status"] != "done":
+            continue
+        rows = {t["name"]: t["x"][0] for t in figures["latency"]["data"]}
+        assert rows[name] == arm["latency"]["p50_seconds"]["value"]
+        assert rows[f"{name}, 95th percentile"] == arm["latency"]["p95_seconds"]["value"]
+        agree = {t["name"]: t["x"][0] for t in figures["consistency"]["data"]}
+        assert agree[name] == pytest.approx(100 * arm["consistency"]["value"])
 
 
 def test_the_crossing_is_marked_where_results_say(spam: tuple[ReportPaths, Page]) -> None:
@@ -204,6 +232,8 @@ def test_csv_has_a_row_per_arm_and_empty_unknowns(
 def test_a_run_without_a_price_reports_device_seconds(orders: tuple[ReportPaths, Page]) -> None:
     text = " ".join(orders[1].text.split())
     assert "device-s per 1,000 requests" in text and "no price" in text
+    sliders = [i for i in orders[1].ids if i.startswith("slide-")]
+    assert sliders == ["slide-requests_per_month", "slide-horizon_months"]
     assert "failed: the loss is not finite at step 7" in text
     figures = json.loads(orders[1].data)["figures"]
     assert "device-seconds" in figures["volume"]["layout"]["yaxis"]["title"]["text"]
@@ -235,7 +265,7 @@ def in_browser(tmp_path: Path, report: Path, *, width: int) -> dict[str, object]
         <pre id=out></pre><script>
         const frame = document.getElementById("f"), errors = [];
         frame.contentWindow.addEventListener("error", e => errors.push(String(e.message)));
-        frame.onload = () => {{
+        frame.onload = () => setTimeout(() => {{  // charts are drawn after the page has loaded
           const w = frame.contentWindow, d = frame.contentDocument;
           const select = d.getElementById("pair");
           const count = () => d.getElementById("difference-count").textContent;
@@ -248,7 +278,7 @@ def in_browser(tmp_path: Path, report: Path, *, width: int) -> dict[str, object]
             before, after: count(), rows: d.getElementById("differences").rows.length,
             fetched: w.performance.getEntriesByType("resource").map(r => r.name),
           }});
-        }};
+        }}, 2000);
         </script></body>"""
     )
     assert BROWSER is not None

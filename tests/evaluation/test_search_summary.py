@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from conf.records import Measured, to_dict
+from conf.hashing import plain
+from conf.records import JournalEvent, Measured, to_dict
 from conf.search_results import SearchResult
-from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
+from conf.sweep_records import SEARCH_EVENTS, RungRecord, SweepChoice, TrialRecord
 from evaluation.run_records import RunRecords, read_run
 from evaluation.search_importance import groups_of, importance
 from evaluation.search_progress import pooled
-from evaluation.search_records import SearchRecords
+from evaluation.search_records import SearchRecords, search_records
 from evaluation.search_summary import rank_correlation, summarise_search
 from evaluation.search_values import label_of, shown_value, without_texts
 from evaluation.statistics import mean_interval
@@ -142,6 +143,48 @@ def test_a_search_that_did_not_end_has_its_rungs_and_its_bill(records: RunRecord
     assert result.totals.trials == 16 and result.totals.full is None
     assert result.totals.tokens == sum(r.tokens for r in (*search.rungs, *search.steps))
     assert len(result.decisions) == 4 and len(result.best_so_far) == 4
+
+
+def test_a_search_that_was_stopped_has_its_settings_as_of_its_last_rung(
+    records: RunRecords,
+) -> None:
+    search = records.arms["lora"].search
+    assert search is not None
+    rungs = tuple(r for r in search.rungs if r.rung <= 1)
+    steps = tuple(s for s in search.steps if s.step <= fake_search.STEPS[1] + 3)
+    live = set(search.decisions[1].keep)
+    rows = tuple(
+        replace(t, status="unfinished", rung=1, steps=fake_search.STEPS[1], tokens=1234)
+        if t.trial in live
+        else t
+        for t in search.trials
+    )
+    stopped = replace(
+        search, rungs=rungs, steps=steps, decisions=search.decisions[:2], trials=rows, choice=None
+    )
+    result = summarise_search("lora", stopped, usd_per_device_second=PRICE)
+    assert len(result.settings) == 8 and result.chosen is None
+    status = {s.setting: s.status for s in result.settings}
+    assert {status[t.setting] for t in rows if t.trial in live} == {"unfinished"}
+    assert "dropped" in status.values()
+    first = result.settings[0]
+    assert first.status == "unfinished" and first.rung == 1 and first.value.n == 48
+    assert first.values and first.tokens == 2 * 1234 and first.is_told_apart is None
+    # What it took holds the steps after that rung, which the rows do not know of.
+    assert result.totals.tokens == sum(r.tokens for r in (*rungs, *steps))
+    assert result.totals.taken == len(steps) and result.totals.full is None
+
+
+def test_of_several_rows_of_a_trial_the_last_counts(records: RunRecords) -> None:
+    search = records.arms["lora"].search
+    assert search is not None
+    early = replace(search.trials[3], status="unfinished", rung=0, steps=1)
+    events = [
+        JournalEvent(time=1.0, event=SEARCH_EVENTS[TrialRecord], arm="lora", data=plain(row))
+        for row in (search.trials[0], early, search.trials[3])
+    ]
+    found = search_records(events, steps=())
+    assert found is not None and found.trials == (search.trials[0], search.trials[3])
 
 
 def test_log_fields_are_those_drawn_so_and_those_over_three_doublings(

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from conf.groups import ColumnsConfig, LimitConfig, TaskConfig
 from conf.records import Item
 from evaluation.duplicates import content_sha256
-from evaluation.splits import balanced_shares, is_validation, limited, split_of, uniform
+from evaluation.splits import (
+    balanced_shares,
+    is_validation,
+    limited,
+    sampled,
+    split_of,
+    spread,
+    uniform,
+)
 from evaluation.tasks import Task, load_task
 
 keys = st.lists(st.text(max_size=8), max_size=30)
@@ -146,3 +154,14 @@ def test_limit_of_a_task(tmp_path) -> None:
     assert task.facts.label_counts["test"] == {"a": 5, "b": 5}
     assert sum(task.facts.label_counts["validation"].values()) > 60
     assert "in the source" in task.facts.note
+
+
+def test_a_sample_hangs_on_no_order_of_rows_and_a_spread_does() -> None:
+    rows = [item(i, "ab"[i % 2]) for i in range(40)]
+    assert {i.label for i in spread(rows, 20)} == {"a"}  # for latency, where labels do not matter
+    found = sampled(rows, 20)
+    assert len(found) == 20 and min(Counter(i.label for i in found).values()) >= 5
+    assert {i.id for i in sampled(rows[::-1], 20)} == {i.id for i in found}
+    assert {i.id for i in sampled(rows, 7)} <= {i.id for i in found}
+    assert [int(i.id) for i in found] == sorted(int(i.id) for i in found)
+    assert sampled(rows[:3], 9) == tuple(rows[:3])

@@ -44,20 +44,22 @@ def weights_of(out):
     return made.to(out.dtype)
 
 
-def truth(case, seen, prefix_from=0):
-    """(output, gradients by name) in float64: a mask from lists of keys, one softmax, autograd."""
+def truth(case, seen, prefix_from=0, dtype=torch.float64):
+    """(output, gradients by name): a mask from lists of keys, one softmax, autograd."""
     own = torch.zeros(len(seen), case.key.shape[1], dtype=torch.bool)
     for t, keys in enumerate(seen):
         own[t, keys] = True
     above = torch.ones(len(seen), case.prefix_key.shape[1], dtype=torch.bool)
     above[:prefix_from] = False
     hidden = ~torch.cat([above, own], dim=1)
-    tensors = leaves(case, torch.float64)
+    tensors = leaves(case, dtype)
     heads = torch.arange(len(case.query)) // (len(case.query) // len(case.key))
     keys = torch.cat([tensors["prefix_key"], tensors["key"]], dim=1)[heads]
     values = torch.cat([tensors["prefix_value"], tensors["value"]], dim=1)[heads]
     scores = case.scale * tensors["query"] @ keys.transpose(1, 2)
-    weights = scores.masked_fill(hidden, -1e300).softmax(-1).masked_fill(hidden, 0.0)
+    weights = (
+        scores.masked_fill(hidden, torch.finfo(dtype).min).softmax(-1).masked_fill(hidden, 0.0)
+    )
     out = weights @ values
     (out * weights_of(out)).sum().backward()
     return out.detach(), {name: x.grad for name, x in tensors.items()}
@@ -72,12 +74,24 @@ def found(case, *, impl="cpu", dtype=torch.float32, prefix_from=0):
     return out.detach(), {name: x.grad for name, x in tensors.items()}
 
 
-def assert_equal(got, wanted, relative):
-    """Each tensor within `relative` of the truth's norm, or of 1 where that is smaller."""
-    for name, a, b in [("out", got[0], wanted[0]), *((n, got[1][n], wanted[1][n]) for n in NAMES)]:
-        assert a.shape == b.shape
-        error = (a.double() - b).norm() / b.norm().clamp(min=1.0)
-        assert error <= relative, (name, float(error))
+def errors(got, wanted):
+    """By tensor: the distance from the truth over its norm, or over 1 where that is smaller."""
+    pairs = {"out": (got[0], wanted[0]), **{n: (got[1][n], wanted[1][n]) for n in NAMES}}
+    assert all(a.shape == b.shape for a, b in pairs.values())
+    return {
+        n: float((a.double() - b).norm() / b.norm().clamp(min=1.0)) for n, (a, b) in pairs.items()
+    }
+
+
+def assert_equal(got, wanted, relative, *, plain=None):
+    """Each tensor within `relative` of the truth.
+
+    plain: one softmax in the same precision. Where even that is off by more (a peaked softmax, seen
+    once in thousands of examples: 1.2e-6), twice its error is allowed.
+    """
+    allowed = {} if plain is None else errors(plain, wanted)
+    for name, error in errors(got, wanted).items():
+        assert error <= max(relative, 2 * allowed.get(name, 0.0)), (name, error)
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,7 +103,9 @@ def test_any_chains(lengths, front, shape):
     for impl in ("cpu", "reference"):
         exact = found(case, impl=impl, dtype=torch.float64, prefix_from=prefix_from)
         assert_equal(exact, wanted, 1e-12)
-        assert_equal(found(case, impl=impl, prefix_from=prefix_from), wanted, 1e-6)
+        got = found(case, impl=impl, prefix_from=prefix_from)
+        plain = truth(case, seen_in_chains(lengths), prefix_from, torch.float32)
+        assert_equal(got, wanted, 1e-6, plain=plain)
 
 
 @settings(max_examples=40, deadline=None)
@@ -98,7 +114,8 @@ def test_any_forest(forest, shape):
     case = attention_case(Segments.trees([ends_of(tree) for tree in forest]), **shape)
     wanted = truth(case, seen_in_forest(forest))
     assert_equal(found(case, dtype=torch.float64), wanted, 1e-12)
-    assert_equal(found(case), wanted, 1e-6)
+    plain = truth(case, seen_in_forest(forest), dtype=torch.float32)
+    assert_equal(found(case), wanted, 1e-6, plain=plain)
 
 
 @settings(max_examples=30, deadline=None)

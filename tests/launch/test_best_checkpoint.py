@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from launch.checkpoints import best_point, point_checkpoint
 from launch.compose import compose_config
 from launch.finished import find_arm
 from launch.preflight import check
+from launch.reference_jobs import ReferenceWork
 from launch.run import execute as execute_run
 from launch.store import write_json
 from training.job import TrainJob
@@ -167,13 +169,14 @@ def answered_here(actor: Any, work: workers.AnswerWork) -> Iterator[Any]:
 def faked() -> Iterator[None]:
     """No Ray, no training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "start", lambda machine: None)
-        patch.setattr(cluster, "stop", lambda: None)
+        patch.setattr(cluster, "start", lambda *_, **__: None)
+        patch.setattr(cluster, "stop", lambda *_, **__: None)
         patch.setattr(train_workers, "run_training", fake_training)
         patch.setattr(workers, "evaluator", lambda machine, *, actors: SimpleNamespace(answer=None))
         patch.setattr(evaluators, "_kill", lambda actor: None)
+        patch.setattr(evaluators.Evaluators, "_wait_for", lambda self, actor: None)
         patch.setattr(execute, "_stream", answered_here)
-        patch.setattr(execute.Executor, "_refer", reference_answers)
+        patch.setattr(execute, "reference_events", reference_answers)
         yield
 
 
@@ -193,9 +196,8 @@ def best(faked: None, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
     return run(tmp_path_factory.mktemp("best"), "run.name=best", "trainer.keep=best")
 
 
-def reference_answers(executor: execute.Executor, job: Any) -> Iterator[Any]:
-    path = executor.log_directory(job) / "0.log"
-    yield from workers.run_reference(job.id, executor.arms[job.arm], executor.task, (), path)
+def reference_answers(work: ReferenceWork) -> Iterator[Any]:
+    yield from workers.run_reference(work.job.id, work.arm, work.task, (), work.log_path)
 
 
 def journal(path: Path) -> list[dict[str, Any]]:
@@ -217,8 +219,10 @@ def test_the_middle_checkpoint_is_best_and_everything_uses_it(best: RunRecords) 
         choice = records.arms[name].checkpoint
         assert choice is not None and (choice.step, choice.variant) == (6, "step-000006")
         assert {int(s): m.value for s, m in choice.points.items()} == curve
-    for name in ("general", "instructions"):
+    for name in ("general", "instructions", "bias", "abstain"):
         assert steps_of(records, "lora", name) == {None, 6}  # the base model and the tuned one
+    for name in ("steering", "wording"):
+        assert steps_of(records, "lora", name) == {6}
     assert records.arms["zero_shot"].checkpoint is None
 
     counted = requests_of(records.arms["lora"], set_name="validation")
@@ -254,8 +258,13 @@ def test_the_same_run_with_the_last_checkpoint_trains_nothing_again(best: RunRec
     first = len(journal(path))
     records = run(path.parent, "run.name=again", "trainer.keep=last")
     started = {e["job"] for e in journal(path)[first:] if e["event"] == "job_started"}
-    answered = {f"{kind}:{arm}" for kind in ("evaluate", "latency") for arm in TUNED}
-    assert started == answered | {"general:lora", "instructions:lora"}
+    kinds = ("evaluate", "latency", "control")
+    answered = {f"{kind}:{arm}" for kind in kinds for arm in TUNED}
+    assert started == answered | {"general:lora", "instructions:lora", "probes:lora"}
+    obeyed = summarise(records).arms["lora"].probes["steering"].measures["obeyed"]
+    mine = [s for s in records.arms["lora"].samples if s.set == "steering"]
+    assert {s.step for s in mine} == {12} and obeyed.n == len(mine)
+    assert obeyed.value == fmean(bool(s.is_correct) for s in mine)
     assert records.arms["lora"].checkpoint is None  # though an earlier command chose one
     assert steps_of(records, "lora", "test") == {12}
     found = find_arm(path, "lora", with_reference=False, usage="")

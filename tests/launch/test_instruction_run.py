@@ -12,7 +12,7 @@ import pytest
 
 from evaluation.prepare import read_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.all_cores]
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAIRS = [
     {"prompt": f"Say the word number {n}.", "completion": f"word {n}"} for n in "one two".split()

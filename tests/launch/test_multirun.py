@@ -187,13 +187,13 @@ def test_dry_run_counts_shared_jobs_once_and_needs_no_heavy_library(tmp_path: Pa
     done = launch(*smoke(tmp_path / "out", "arms.few_shot.draw=0,1", "dry_run=true"))
     assert done.code == 0, done.text
     rows = [line.split() for line in done.text.splitlines() if "arms.few_shot.draw=" in line]
-    # Of six jobs and the model's, only the few-shot arm's two depend on the draw.
+    # Of nine jobs, the model's with them, only the few-shot arm's three depend on the draw.
     assert [row[:4] for row in rows] == [
-        ["1", "arms.few_shot.draw=0", "6", rows[0][3]],
-        ["2", "arms.few_shot.draw=1", "6", "4"],
+        ["1", "arms.few_shot.draw=0", "9", rows[0][3]],
+        ["2", "arms.few_shot.draw=1", "9", "6"],
     ]
     (total,) = [line.split() for line in done.text.splitlines() if line.split()[:1] == ["all"]]
-    assert total[1] == "8" and "Nothing was started" in done.text
+    assert total[1] == "12" and "Nothing was started" in done.text
     assert not (tmp_path / "out").exists()
 
 

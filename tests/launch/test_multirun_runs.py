@@ -17,6 +17,8 @@ import pytest
 from tests.launch.test_end_to_end import lines, wait_until_gone
 from tests.launch.wandb_log import run_of
 
+pytestmark = pytest.mark.all_cores
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ("task.limit.train=12", "task.limit.validation=8", "engine.latency_requests=2")
 SWEPT = ("arms.few_shot.draw=0,1", "tracking=wandb", "tracking.wandb=offline", "task.limit.test=8")

@@ -22,6 +22,8 @@ from launch.placement import Machine
 from launch.train_workers import run_training
 from training.job import TrainJob, checkpoint_directory
 
+pytestmark = pytest.mark.all_cores
+
 CPU = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x test")
 
 

@@ -59,6 +59,12 @@ class Told:
         """The records of a type."""
         return [record for record in self.records if isinstance(record, cls)]
 
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """The last row of each trial."""
+        rows = {record.trial: record for record in self.of(TrialRecord)}
+        return [rows[number] for number in sorted(rows)]
+
 
 class Killed(BaseException):
     """Stands for the end of the process."""
@@ -118,7 +124,7 @@ def test_a_search_tells_every_trial_and_promotes_the_choice(make_search: Make) -
     search = make_search("sweep.trials=4")
     told = run(search)
     (choice,) = told.of(SweepChoice)
-    trials = told.of(TrialRecord)
+    trials = told.trials
     assert [t.trial for t in trials] == [0, 1, 2, 3]
     assert {t.status for t in trials} == {"done", "dropped"}
     for trial in trials:
@@ -147,7 +153,7 @@ def test_the_choice_is_the_best_of_the_last_rung(make_search: Make) -> None:
     best = max(r.value.value for r in last.values())
     (choice,) = told.of(SweepChoice)
     assert choice.value.value == best == last[choice.trials[0]].value.value
-    assert {t.status for t in told.of(TrialRecord)} == {"done"}
+    assert {t.status for t in told.trials} == {"done"}
 
 
 def test_the_last_value_is_what_the_saved_weights_answer(
@@ -198,7 +204,8 @@ def test_killed_at_any_rung_it_decides_again_as_it_did(
         if moment == "decided" or is_it:
             told.is_past = told.is_past or is_it  # type: ignore[attr-defined]
             return moment == "decided" and is_it
-        return told.is_past and isinstance(record, TrainRecord | TrialRecord)  # type: ignore[attr-defined]
+        is_later = isinstance(record, TrainRecord) or getattr(record, "status", "") == "done"
+        return told.is_past and is_later  # type: ignore[attr-defined]
 
     told = Told(ends_at)
     told.is_past = False  # type: ignore[attr-defined]
@@ -220,6 +227,28 @@ def _final(whole: Told, make_search: Make) -> Path:
     return checkpoint_directory(
         make_search("sweep.trials=5", name="whole").jobs[0].output_dir, "final"
     )
+
+
+def test_a_search_that_dies_has_left_a_row_for_each_trial(make_search: Make) -> None:
+    """At its second decision: those that are out say why, the others how far they are."""
+    told = Told(lambda r: isinstance(r, RungRecord) and r.rung == 2)
+    search = make_search("sweep.trials=5")
+    with pytest.raises(Killed):
+        run(search, told)
+    decisions = told.of(RungDecision)
+    assert [d.rung for d in decisions] == [0, 1]
+    keep, drop = decisions[1].keep, decisions[1].drop
+    assert drop and [t.trial for t in told.trials] == [0, 1, 2, 3, 4]
+    for row in told.trials:
+        assert row.values == search.trials[row.trial].values and row.trained_parameters
+        at = next(r for r in told.of(RungRecord) if (r.trial, r.rung) == (row.trial, 1))
+        steps = [r for r in told.of(TrainRecord) if r.trial == row.trial and r.step <= at.step]
+        scored = [r for r in told.of(RungRecord) if r.trial == row.trial and r.rung <= 1]
+        assert (row.rung, row.steps) == (1, at.step)
+        assert row.tokens == sum(r.tokens for r in [*steps, *scored])
+        assert row.device_seconds == pytest.approx(sum(r.device_seconds for r in [*steps, *scored]))
+        assert row.status == ("unfinished" if row.trial in keep else "dropped")
+        assert bool(row.reason) == (row.trial in drop)
 
 
 @pytest.fixture
@@ -244,7 +273,7 @@ def test_the_bill_is_what_the_embedding_forwards(make_search: Make, counted: lis
     lines = search_ledger(spent, winner=winner.trials[0], job="j", arm="lora")
     assert [line.purpose for line in lines] == ["sweep", "train"]
     assert sum(line.tokens for line in [*lines, *told.of(LedgerLine)]) == counted[0]
-    assert sum(t.tokens for t in told.of(TrialRecord)) == counted[0]
+    assert sum(t.tokens for t in told.trials) == counted[0]
     own = [r.tokens for r in steps_of(told.records)]
     assert lines[1].tokens == sum(own)
 
@@ -253,7 +282,7 @@ def test_a_failed_trial_is_a_row_and_the_others_go_on(make_search: Make) -> None
     told = run(
         make_search("sweep=grid", "~sweep.space.lora", "+sweep.space.lora={lora_alpha:[16.0,1e30]}")
     )
-    good, bad = told.of(TrialRecord)
+    good, bad = told.trials
     assert (good.status, bad.status) == ("done", "failed")
     assert "not finite" in bad.reason or "is nan" in bad.reason or "is inf" in bad.reason
     (choice,) = told.of(SweepChoice)
@@ -273,8 +302,8 @@ def test_all_trials_failing_fails_the_search_with_each_reason(make_search: Make)
 
 def test_a_budget_ends_with_the_one_that_it_pays_for(make_search: Make) -> None:
     free = run(make_search("sweep.trials=6", "sweep.halving.eta=2", name="free"))
-    spent = sum(t.tokens for t in free.of(TrialRecord))
-    whole = max(t.tokens for t in free.of(TrialRecord))
+    spent = sum(t.tokens for t in free.trials)
+    whole = max(t.tokens for t in free.trials)
     at_first = sum(r.tokens for r in free.of(RungRecord) if r.rung == 0)
     at_first += sum(r.tokens for r in free.of(TrainRecord) if r.step <= 1)
     cap = math.ceil(at_first + 1.5 * whole)
@@ -282,10 +311,10 @@ def test_a_budget_ends_with_the_one_that_it_pays_for(make_search: Make) -> None:
     told = run(
         make_search("sweep.trials=6", "sweep.halving.eta=2", f"sweep.budget.max_tokens={cap}")
     )
-    assert sum(t.tokens for t in told.of(TrialRecord)) <= cap
+    assert sum(t.tokens for t in told.trials) <= cap
     reasons = [r for d in told.of(RungDecision) for r in d.reasons.values()]
     assert any("sweep.budget pays for" in reason for reason in reasons)
-    assert [t.status for t in told.of(TrialRecord)].count("done") == 1
+    assert [t.status for t in told.trials].count("done") == 1
 
 
 def test_a_search_that_is_asked_to_stop_goes_on(make_search: Make) -> None:
@@ -300,7 +329,7 @@ def test_a_search_that_is_asked_to_stop_goes_on(make_search: Make) -> None:
             break
         except TrainingStopped:
             stops += 1
-    assert stops == max(t.steps for t in told.of(TrialRecord)) - 1
+    assert stops == max(t.steps for t in told.trials) - 1
     assert outcome(told) == outcome(whole)
 
 
@@ -320,5 +349,5 @@ def test_the_halved_choice_is_within_a_standard_error_of_the_grids_best(
     found = last[choice.trials[0]]
     error = math.sqrt(best * (1 - best) / found.n)
     assert found.value >= best - error
-    tokens = [sum(t.tokens for t in told.of(TrialRecord)) for told in (halved, grid)]
+    tokens = [sum(t.tokens for t in told.trials) for told in (halved, grid)]
     assert tokens[0] < tokens[1]

@@ -53,9 +53,9 @@ def test_the_same_command_has_the_same_keys() -> None:
 
 
 def test_keys_change_with_what_determines_records_and_nothing_else() -> None:
-    lora = {"train:lora", "curve:lora:0", "evaluate:lora", "latency:lora"}
-    on_lora = {"evaluate:few_shot_on_lora", "latency:few_shot_on_lora"}
-    general = {"general:lora"}
+    lora = {"train:lora", "curve:lora:0", "evaluate:lora", "latency:lora", "control:lora"}
+    on_lora = {f"{kind}:few_shot_on_lora" for kind in ("evaluate", "latency", "control")}
+    general = {"general:lora", "probes:lora"}
     assert changed("arms.lora.trainer.learning_rate=1e-5") == lora | on_lora | general
     assert changed("arms.few_shot.draw=1") == {"evaluate:few_shot", "latency:few_shot"}
     assert changed("arms.lora.calibration=none") == lora - {"train:lora"}
@@ -74,10 +74,9 @@ def test_the_best_checkpoint_is_another_one_to_answer_with_but_no_other_training
     base = ("+exp=compare", "trainer.num_points=3")
     before, after = plan(*base), plan(*base, "arms.lora.trainer.keep=best")
     old, new = keys(before), keys(after)
-    answers = ("evaluate", "latency")
-    expected = {f"{k}:{a}" for k in answers for a in ("lora", "few_shot_on_lora")} | {
-        "general:lora"
-    }
+    answers = ("evaluate", "latency", "control")
+    expected = {f"{k}:{a}" for k in answers for a in ("lora", "few_shot_on_lora")}
+    expected |= {"general:lora", "probes:lora"}
     assert {n for n in old if old[n] != new[n]} == expected
     # The last checkpoint is scored before one is chosen; who answers with it waits for that.
     assert new.keys() - old.keys() == {"curve:lora:2"}
@@ -119,7 +118,7 @@ def test_another_task_or_model_shares_nothing() -> None:
     other_model = keys(plan("+exp=lora", model="n"))
     # The general set is another question than the task: a base model is asked it once for all.
     same = {n for n in base if base[n] == other_task[n]}
-    assert same == {"general_base:lora"}
+    assert same == {"general_base:lora", "probes_base:lora"}
     assert {n for n in base if base[n] == other_model[n]} == {"reference:tfidf"}
 
 

@@ -51,7 +51,8 @@ def launch(*arguments: str, cwd: Path = ROOT) -> Done:
         (["+exp=lora", "trainer.learning_rate=nan"], ["trainer.learning_rate", "nan"]),
         (["+exp=compare", "task.path=missing.csv"], ["missing.csv"]),
         (["+exp=lora", "cluster.workers=64"], ["cluster.workers", "64"]),
-        (["+exp=label_curve"], ["not built yet", "+exp=compare"]),
+        (["+exp=label_curve", "decision.stop_early=true"], ["decision.stop_early", "false"]),
+        (["+exp=label_curve", "label_curve.sizes=[8,99999]"], ["label_curve.sizes", "99999"]),
         (["+exp=lora", "-m", "trainer.epochs=1,abc"], ["combination trainer.epochs=abc"]),
         (
             ["+exp=lora", "trainer.keep=best", "trainer.num_points=4", "trainer.max_steps=3"],
@@ -125,8 +126,9 @@ def test_an_unset_required_value_is_named() -> None:
 @pytest.mark.parametrize(
     ("overrides", "where"),
     [
-        (["+exp=zero_shot", "engine=vllm"], "engine=vllm"),
-        (["+exp=zero_shot", "cluster=ray"], "cluster=ray"),
+        (["+exp=zero_shot", "engine=openai"], "engine.base_url"),
+        (["+exp=zero_shot", "cluster=ray"], "cluster.address"),
+        (["+exp=zero_shot", "cluster=ray", "cluster.address=http://h:1"], "cluster.storage"),
         (["+exp=zero_shot", "cluster=slurm"], "cluster=slurm"),
         (["+exp=zero_shot", "cluster.nodes=2"], "cluster.nodes"),
         (["+exp=zero_shot", "cluster.device=cuda"], "cluster.device"),

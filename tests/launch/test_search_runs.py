@@ -19,6 +19,8 @@ from evaluation.run_records import RunRecords, read_run
 from evaluation.search_records import SearchRecords
 from launch.finished import find_arm
 
+pytestmark = pytest.mark.all_cores
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TYPED = [
     *("+exp=lora", "+method@arms.few_shot=few_shot", "arms.few_shot.num_shots=2"),

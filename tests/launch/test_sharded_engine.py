@@ -29,6 +29,8 @@ from launch.planned import ModelSource, Plan, TaskFacts
 from launch.sharded_engine import MAX_RESTARTS, EngineSpec, Part, ShardedEngine
 from launch.store import JobDirectory, RunDirectory, read_lines, renamed
 
+pytestmark = pytest.mark.all_cores
+
 CPU = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x test")
 GPU = Machine(devices=4, devices_per_node=4, device="cuda", name="4 x test")
 

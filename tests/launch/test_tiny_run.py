@@ -28,6 +28,8 @@ from launch.finished import find_arm
 from launch.workers import Evaluator
 from tests.launch.wandb_log import history, run_of
 
+pytestmark = pytest.mark.all_cores
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = [
     "model=tiny",
@@ -150,6 +152,28 @@ def test_both_models_answered_the_general_set_and_the_base_was_asked_once(run: P
     reused = {e["job"]: e["data"]["is_reused"] for e in done}
     assert reused["general_base:full"]
     known = {i["id"] for i in lines(run / "items.jsonl") if i["split"] == "general"}
+    assert known == set(bases[0])
+
+
+def test_probes_and_wordings_fill_the_ten_dimensions_before_and_after_tuning(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    arms = {n: a["probes"] for n, a in results["arms"].items() if n != "tfidf"}
+    for name, probes in arms.items():
+        assert {"bias", "abstain", "wording", "steering"} <= set(probes), name
+        asked = probes["bias"]["asked_of"]
+        assert asked == {"zero_shot": "lora", "few_shot_on_lora": "lora"}.get(name, name)
+    changes = {(c["arm"], c["measure"]): c for c in results["probe_changes"]}
+    for arm in ("lora", "full"):
+        for measure in ("group_gap", "unsupported", "obeyed"):
+            change = changes[arm, measure]["change"]
+            assert change["low"] <= change["value"] <= change["high"] and change["n"] >= 8
+    empty = [d for d in results["dimensions"] if not any(d["by_arm"].values())]
+    assert {d["measure"] for d in empty} <= {"agreement over repeats", "trials", "format validity"}
+    assert all(d["note"].startswith("not measured in this run") for d in empty)
+    asked = [answers(run, arm, "bias") for arm in ("lora", "full")]
+    bases = [{a["item_id"]: a["answer"] for a in one if a["step"] is None} for one in asked]
+    assert bases[0] == bases[1] and len(bases[0]) == 16
+    known = {i["id"] for i in lines(run / "items.jsonl") if i["split"] == "bias"}
     assert known == set(bases[0])
 
 

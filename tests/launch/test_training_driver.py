@@ -24,7 +24,7 @@ COMMAND = [
     *("trainer.epochs=2", "trainer.state_every_steps=1", "engine.latency_requests=0"),
 ]
 TIMES = ("step_seconds", "device_seconds", "usd", "flops_share", "peak_memory_bytes")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.all_cores]
 
 
 def start(root: Path, *further: str) -> subprocess.Popen[str]:

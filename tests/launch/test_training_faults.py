@@ -28,6 +28,8 @@ from tests.launch.training_bench import (
     workers_now,
 )
 
+pytestmark = pytest.mark.all_cores
+
 Say = Callable[[str, object], None]
 
 
@@ -87,10 +89,20 @@ def test_a_worker_killed_in_mid_step(
     assert (state.status, state.attempts) == ("done", 2)
     assert len(bench.seen) - STEPS <= 2  # steps redone
     assert len(bench.resumed) == 1 and bench.resumed[0] >= 4
-    # A promise to users, measured at 23 s on two busy cores; most of it starts a process.
-    assert bench.recovered_after_seconds() <= 30
     require_equal(bench, plain)
     record_property("what", told(bench, state))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_back_within_30_seconds(
+    tmp_path: Path, record_property: Say, tiny_model_dir: Path
+) -> None:
+    """A promise to users, for a machine that does nothing else; most of it starts a process."""
+    bench = Bench(root=tmp_path, model_dir=tiny_model_dir)
+    assert bench.run(at_step(5, kill_worker(0))).status == "done"
+    seconds = bench.recovered_after_seconds()
+    record_property("what", f"the next new step came after {seconds:.0f} s")
+    assert seconds <= 30
 
 
 @pytest.mark.slow

@@ -70,7 +70,9 @@ def tracked(directory: Path, *more: str) -> dict[str, Path]:
         mode="offline", group="g", searches=check_space(config, arms),
     )  # fmt: skip
     told(tracker, *(step(0, s, 1e-4) for s in (1, 2, 3)), rung("lora", 0, 0, 3, 0.6))
-    told(tracker, step(3, 1, 1e-3), rung("lora", 3, 0, 1, 0.7), ended("lora", 0, "dropped"))
+    told(tracker, ended("lora", 0, "unfinished"))  # it goes on after the rung
+    told(tracker, step(3, 1, 1e-3), rung("lora", 3, 0, 1, 0.7), ended("lora", 3, "unfinished"))
+    told(tracker, ended("lora", 0, "dropped"))
     told(tracker, step(0, 4, 1e-4))  # comes too late: its run is over
     told(tracker, rung("few_shot", 0, 0, 0, 0.5), rung("few_shot", 0, 1, 0, 0.55))
     told(tracker, ended("few_shot", 0, "done"))

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.all_cores
+
 ROOT = Path(__file__).parents[2]
 STEPS = 8
 POINTS_OF_A_SAVE = ("gathering", "written", "manifest synced")

@@ -22,6 +22,8 @@ from training.job import CHECKPOINT_FILE, TrainingStopped
 from training.pack import Pack
 from training.train_pack import train_pack
 
+INSTRUCTION_TOKENS = 3  # shared by all rows of conftest.make_rows
+
 pytestmark = pytest.mark.usefixtures("exact_norms")
 
 
@@ -46,14 +48,14 @@ def test_rows_computed_are_the_trials_own(make_trial, run_pack, label_rows_path)
     others = sum(o.scored_tokens + o.summary.probe_tokens for o in outcomes.values())
     assert sum(counted) == trained + others
     rows = [json.loads(line) for line in label_rows_path.read_text().splitlines()]
-    items = {row["item_id"]: [] for row in rows}
-    for row in rows:
-        items[row["item_id"]].append(row["input_ids"])
-    once = sum(
-        len(ids[0]) - own[0] + sum(own)
-        for ids in items.values()
-        for own in [[len(i) - (len(ids[0]) - 2) for i in ids]]
-    )
+    # All items begin with the instruction; nothing is asked after a row's last token.
+    contexts = {
+        (row["item_id"] if end > INSTRUCTION_TOKENS else "", tuple(row["input_ids"][:end]))
+        for row in rows
+        for end in range(1, len(row["input_ids"]))
+    }
+    once = len(contexts)
+    assert once < sum(len(row["input_ids"]) for row in rows) / 5
     assert outcomes[0].scored_tokens == 2 * once
     assert outcomes[3].scored_tokens == once
 

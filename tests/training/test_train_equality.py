@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from conf.hashing import sha256_of_file
 from training.sharding import epoch_order
 
+pytestmark = pytest.mark.all_cores
+
 STEPS, BATCH, POINTS = 20, 6, 4
 LONG = 50  # steps of the slow tests
 RATE = 1e-3  # ten times the default; at 3e-3 rounding alone grows to 1.9e-5 in 50 steps
