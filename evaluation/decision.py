@@ -31,6 +31,7 @@ def decide(evidence: Evidence, *, decision: DecisionConfig) -> Recommendation:
     utilities = all_utilities(evidence, decision=decision)
     reasons = (
         _main_reason(choice, evidence, decision=decision),
+        *_others_open(choice, evidence),
         *_reference_reason(choice, evidence),
         *_headline(evidence),
         *_majority(choice, evidence),
@@ -87,6 +88,18 @@ def _main_reason(choice: Choice, evidence: Evidence, *, decision: DecisionConfig
     if not choice.standings:
         parts.append("the only arm left to choose")
     return ", ".join(parts) + "."
+
+
+def _others_open(choice: Choice, evidence: Evidence) -> list[str]:
+    """Of a verdict that is open: who else is not told apart from the leader."""
+    if choice.state != "open" or choice.leader is None:
+        return []
+    return [
+        f"{arm} is not told apart from {choice.leader} either:"
+        f" {_difference(pair_of(evidence.pairs, choice.leader, arm))}."
+        for arm in _with_state(choice, "open")
+        if arm != choice.rival
+    ]
 
 
 def _difference(pair: Pair | None) -> str:
