@@ -110,9 +110,7 @@ def _item_counts(records: RunRecords) -> dict[str, int]:
     return counts
 
 
-def all_pairs(
-    arms: Mapping[str, ArmSummary], *, rule: ItemRule, margin: float
-) -> tuple[Pair, ...]:
+def all_pairs(arms: Mapping[str, ArmSummary], *, rule: ItemRule, margin: float) -> tuple[Pair, ...]:
     """Every two finished arms on the items both answered, with Holm over all pairs that have a p.
 
     rule: how the items were come by. margin: differences within it are practically equal.
