@@ -58,7 +58,7 @@ test: check  ## checks and the fast tests
 
 test-all: check  ## all tests; writes tests/results/test-all.txt
 	@mkdir -p tests/results
-	$(BIN)/python -m pytest --color=no --durations=20 > .test-all.txt 2>&1; status=$$?; \
+	$(BIN)/python -m pytest --color=no --durations=20 --hypothesis-profile=explore > .test-all.txt 2>&1; status=$$?; \
 	  sed -e 's|$(CURDIR)|.|g' -e "s|$$($(BIN)/python -c 'import sys; print(sys.base_prefix)')|PYTHON|g" \
 	    .test-all.txt > tests/results/test-all.txt; rm .test-all.txt; \
 	  tail -n 30 tests/results/test-all.txt; exit $$status

@@ -19,9 +19,11 @@ from conf.records import Item  # noqa: E402
 from evaluation.models import locate, make_ready  # noqa: E402
 from evaluation.tasks import Task, TaskFacts  # noqa: E402
 
-# A busy machine is not a wrong result: an example of 1 ms was seen to take 300.
-settings.register_profile("crossover", deadline=None)
-settings.load_profile("crossover")
+# A busy machine is not a wrong result: an example of 1 ms was seen to take 300. The fast tests draw
+# the same examples every time, so that a red one is this change's; `make test-all` draws new ones.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile("fixed")
 
 TOPICS = {
     "billing": ("invoice", "charge", "refund", "receipt"),

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernels import shared_prefix_attention_cpu as cpu_path
@@ -45,11 +45,17 @@ def weights_of(out):
 
 
 def truth(case, seen, prefix_from=0, dtype=torch.float64):
-    """(output, gradients by name): a mask from lists of keys, one softmax, autograd."""
+    """(output, gradients by name, sizes of their summands): a mask, one softmax, autograd.
+
+    The gradient of a score is weight * (dO.v - dO.o): where a query sees one key it is 0, the
+    difference of two numbers that need not be small. The third result is the norm of those
+    gradients were all summands of one sign: what rounding is proportional to.
+    """
     own = torch.zeros(len(seen), case.key.shape[1], dtype=torch.bool)
     for t, keys in enumerate(seen):
         own[t, keys] = True
-    above = torch.ones(len(seen), case.prefix_key.shape[1], dtype=torch.bool)
+    prefix = case.prefix_key.shape[1]
+    above = torch.ones(len(seen), prefix, dtype=torch.bool)
     above[:prefix_from] = False
     hidden = ~torch.cat([above, own], dim=1)
     tensors = leaves(case, dtype)
@@ -62,7 +68,21 @@ def truth(case, seen, prefix_from=0, dtype=torch.float64):
     )
     out = weights @ values
     (out * weights_of(out)).sum().backward()
-    return out.detach(), {name: x.grad for name, x in tensors.items()}
+    with torch.no_grad():
+        grad = weights_of(out).abs()
+        own_term = (grad * out.abs()).sum(-1, keepdim=True)
+        terms = case.scale * weights * (grad @ values.abs().transpose(1, 2) + own_term)
+        by_key = terms.transpose(1, 2) @ tensors["query"].abs()
+        by_value = weights.transpose(1, 2) @ grad
+        sums = {
+            "query": terms @ keys.abs(),
+            "key": by_key[:, prefix:],
+            "value": by_value[:, prefix:],
+            "prefix_key": by_key[:, :prefix],
+            "prefix_value": by_value[:, :prefix],
+        }
+        sizes = {name: float(total.norm()) for name, total in sums.items()}
+    return out.detach(), {name: x.grad for name, x in tensors.items()}, sizes
 
 
 def found(case, *, impl="cpu", dtype=torch.float32, prefix_from=0):
@@ -84,14 +104,19 @@ def errors(got, wanted):
 
 
 def assert_equal(got, wanted, relative, *, plain=None):
-    """Each tensor within `relative` of the truth.
+    """Each tensor within `relative` of the truth, or within the rounding of its summands.
 
     plain: one softmax in the same precision. Where even that is off by more (a peaked softmax, seen
-    once in thousands of examples: 1.2e-6), twice its error is allowed.
+    once in thousands of examples: 1.2e-6), twice its error is allowed. Where a gradient is 0 by
+    cancellation (four queries with one key each: 1.3e-6 absolute), four roundings of its summands.
     """
     allowed = {} if plain is None else errors(plain, wanted)
+    rounding = torch.finfo(got[0].dtype).eps / 2
+    norms = {name: max(1.0, float(grad.norm())) for name, grad in wanted[1].items()}
     for name, error in errors(got, wanted).items():
-        assert error <= max(relative, 2 * allowed.get(name, 0.0)), (name, error)
+        summands = 4 * rounding * wanted[2].get(name, 0.0)
+        most = max(relative, 2 * allowed.get(name, 0.0), summands / norms.get(name, 1.0))
+        assert error <= most, (name, error)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,6 +134,9 @@ def test_any_chains(lengths, front, shape):
 
 
 @settings(max_examples=40, deadline=None)
+@example(
+    forest=[[-1]] * 4, shape={"key_heads": 1, "group": 1, "prefix": 0, "width": 16, "seed": 30}
+)
 @given(forest=st.lists(trees(), min_size=1, max_size=4), shape=shapes)
 def test_any_forest(forest, shape):
     case = attention_case(Segments.trees([ends_of(tree) for tree in forest]), **shape)
