@@ -12,28 +12,27 @@ from conf.errors import ClusterError, ConfigError, Refused
 from conf.hashing import plain, sha256_of
 from conf.methods import (
     AnsweringMethod,
-    GivenMethod,
     InstructionMethod,
-    LoraMethod,
-    PeftMethod,
-    check_answering,
 )
 from conf.resolve import Arm, resolve_arms
 from conf.schema import RunConfig, non_finite_keys
-from evaluation.calls import check_labels
-from evaluation.engines import check_engine
 from evaluation.mix import Mix, make_mix
 from evaluation.model_facts import ModelFacts, facts
 from evaluation.models import ModelPlace, locate
 from evaluation.plugins import load_plugins
 from evaluation.probe_sets import probe_items
-from evaluation.prompts import get_style
-from evaluation.references import read_given
-from evaluation.rendering import Renderer
 from evaluation.tasks import Task, load_task
-from evaluation.voting import check_voting
 from kernels.dispatch import KernelsNotBuilt, choose
 from launch import plan as planning
+from launch.arm_checks import (
+    check_arm,
+    check_batches,
+    check_hosted_price,
+    check_label_tokens,
+    check_points,
+    check_quantization,
+    check_targets,
+)
 from launch.budget import check_budget
 from launch.checkpoints import checkpoint_sha256
 from launch.cluster import check_cluster, machine_for, planned_machine
@@ -41,16 +40,13 @@ from launch.default_spaces import with_default_spaces
 from launch.estimate import with_estimates
 from launch.label_jobs import PlanParts, with_label_jobs
 from launch.label_plan import LabelPlan, curve_of, label_plan
-from launch.method_checks import check_points, check_quantization
 from launch.placement import Machine, workers_of
 from launch.planned import ModelSource, Plan, TaskFacts
 from launch.probing import wordings_of
 from launch.search import check_search
 from launch.tracking import mode_of
 from launch.trials import Trial, check_space
-from launch.vllm_server import check_vllm
 from launch.waves import check_waves
-from training.peft_methods import check_peft_method
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -114,10 +110,10 @@ def check(
     check_quantization(arms, machine)
     places = _places(config, arms, task)
     ready = {n: facts(p.path) for n, p in places.items() if p.kind == "ready"}
-    _check_models(arms, ready)
-    _check_labels(arms, {name: places[name] for name in ready}, task)
+    check_targets(arms, ready)
+    check_label_tokens(arms, {name: places[name] for name in ready}, task)
     sources = _sources(arms, places, ready)
-    _check_workers(arms, workers=workers_of(config, machine))
+    check_batches(arms, workers=workers_of(config, machine))
     check_points(arms, task, mixes)
     probe_items(config.probes)  # a file that cannot be used is refused here
     searches = _checked_searches(config, arms, task, ready)
@@ -221,40 +217,9 @@ def _checked_arms(config: RunConfig, task: Task) -> dict[str, Arm]:
     arms = resolve_arms(config)
     planning.check_arms(arms, TaskFacts(sha256=task.sha256, kind=task.kind))
     for arm in arms.values():
-        _check_arm(arm, task)
-        _check_hosted_price(config, arm)
+        check_arm(arm, task)
+        check_hosted_price(config, arm)
     return arms
-
-
-def _check_hosted_price(config: RunConfig, arm: Arm) -> None:
-    """A cap in money needs a price of each hosted model, or nobody could keep to it."""
-    is_asked = isinstance(arm.method, AnsweringMethod) and arm.engine.is_hosted
-    if is_asked and config.budget.max_usd is not None:
-        model = arm.engine.model or ""
-        if model not in config.pricing.hosted:
-            raise ConfigError(
-                "budget.max_usd",
-                found=f"{config.budget.max_usd:g}, and no price of {model}'s tokens",
-                expected="a price to spend it by",
-                remedy=f"write '+pricing.hosted={{{model}:{{input_usd_per_million:..,"
-                "output_usd_per_million:..,source:..,date:..}}', or leave the cap out",
-            )
-
-
-def _check_arm(arm: Arm, task: Task) -> None:
-    if isinstance(arm.method, AnsweringMethod):
-        check_engine(arm.engine)
-        if arm.engine.name == "vllm":
-            check_vllm(arm.engine)
-        check_answering(f"arms.{arm.name}", arm.method, arm.engine)
-        if arm.method.self_consistency:
-            check_voting(task.scoring, key=f"arms.{arm.name}")
-        get_style(arm.method.prompt, key=f"arms.{arm.name}.prompt")
-        _check_prompt(arm, task)
-        if isinstance(arm.method, PeftMethod):
-            check_peft_method(f"arms.{arm.name}", arm.method)
-    elif isinstance(arm.method, GivenMethod):
-        read_given(Path(arm.method.path), task)
 
 
 def _checked_searches(
@@ -268,39 +233,14 @@ def _checked_searches(
     for name, trials in searches.items():
         for trial in trials:
             try:
-                _check_arm(trial.arm, task)
-                _check_models({name: trial.arm}, ready)
-                _check_workers({name: trial.arm}, workers=1)
+                check_arm(trial.arm, task)
+                check_targets({name: trial.arm}, ready)
+                check_batches({name: trial.arm}, workers=1)
             except Refused as error:
                 error.where = f"{error.where}, in the trial {trial.label}"
                 raise
         check_search(arms[name], trials)
     return searches
-
-
-def _check_prompt(arm: Arm, task: Task) -> None:
-    method = arm.answering
-    if method.num_shots > len(task.items["train"]):
-        raise ConfigError(
-            f"arms.{arm.name}.num_shots",
-            found=f"{method.num_shots} shots",
-            expected=f"at most {len(task.items['train'])}, the training items there are",
-        )
-    if arm.engine.is_hosted and (arm.is_tuned or arm.on is not None):
-        raise ConfigError(
-            f"arms.{arm.name}.engine.name",
-            found="a hosted model for an arm with weights of its own",
-            expected="an engine that can load them",
-            remedy=f"write arms.{arm.name}.engine.name=forest, or give the engine to one prompted "
-            "arm only: arms.NAME.engine.name=openai",
-        )
-    if arm.is_tuned and arm.engine.name == "scripted":
-        raise ConfigError(
-            f"arms.{arm.name}",
-            found="a fine-tuned arm with the scripted engine, which has no weights",
-            expected="prompted arms only, or a real engine",
-            remedy="type engine=forest model=tiny for a fast trial",
-        )
 
 
 def _places(config: RunConfig, arms: dict[str, Arm], task: Task) -> dict[str, ModelPlace]:
@@ -346,51 +286,6 @@ def _checkpoint_key(arm: Arm, arms: dict[str, Arm]) -> str | None:
             remedy=f"write arms.{arm.name}.on=outputs/RUN/arms/lora/final/checkpoint",
         )
     return checkpoint_sha256(directory)
-
-
-def _check_models(arms: dict[str, Arm], ready: dict[str, ModelFacts]) -> None:
-    """LoRA targets must exist; read from the headers of the weights, in milliseconds."""
-    for name, arm in arms.items():
-        if not isinstance(arm.method, LoraMethod) or name not in ready:
-            continue
-        known = sorted({m.rsplit(".", 1)[-1] for m in ready[name].linear_module_names})
-        for target in arm.method.target_modules:
-            if target not in known and target not in ready[name].linear_module_names:
-                raise ConfigError(
-                    f"arms.{name}.target_modules",
-                    found=target,
-                    expected=f"linear layers of the model: {', '.join(known)}",
-                    remedy=f"write arms.{name}.target_modules=[{','.join(known[:2])}], or leave it "
-                    "out for all linear layers",
-                )
-
-
-def _check_labels(arms: dict[str, Arm], ready: dict[str, ModelPlace], task: Task) -> None:
-    """Labels that a tokenizer makes empty or equal; once per model."""
-    models = {
-        (place.path, arms[name].model.layout): arms[name].model for name, place in ready.items()
-    }
-    for (path, layout), model in models.items():
-        check_labels(task, Renderer.load(path, layout=layout, max_length=model.max_length))
-
-
-def _check_workers(arms: dict[str, Arm], *, workers: int) -> None:
-    for name, arm in arms.items():
-        size = arm.trainer.batch_size
-        if arm.is_tuned and size % workers:
-            raise ConfigError(
-                f"arms.{name}.trainer.batch_size",
-                found=f"{size} examples over {workers} workers",
-                expected="a multiple of the number of workers",
-                remedy=f"write trainer.batch_size={-(-size // workers) * workers}",
-            )
-        micro = arm.trainer.micro_batch_size
-        if arm.is_tuned and micro is not None and (size // workers) % micro:
-            raise ConfigError(
-                f"arms.{name}.trainer.micro_batch_size",
-                found=f"{micro}, with {size // workers} examples per worker and step",
-                expected="a divisor of the examples per worker and step",
-            )
 
 
 def _check_writable(root: Path) -> None:
