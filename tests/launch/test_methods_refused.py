@@ -13,8 +13,8 @@ from conf.choices import Quantization
 from conf.errors import ConfigError, NotBuiltYet, Refused
 from conf.methods import LoraMethod
 from conf.resolve import resolve_arms
-from launch.compose import compose_config
 from launch.arm_checks import check_quantization
+from launch.compose import compose_config
 from launch.overrides import rewrite
 from launch.placement import Machine
 from launch.preflight import check
