@@ -46,14 +46,45 @@ class Tokens:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
+class RequestCost:
+    """What one request costs in the mean, under one rule for tokens that a cache holds."""
+
+    usd: Measured = field(default_factory=Measured)
+    device_seconds: Measured = field(default_factory=Measured)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
 class Cost:
-    """Fixed cost is paid once, request cost per item served. None: not measured or no price."""
+    """Fixed cost is paid once, request cost per item served. None: not measured or no price.
+
+    request_usd and request_device_seconds are of the cache as it was measured. by_cache: the same
+    request where cached prompt tokens cost nothing more (measured), a provider's share of the
+    price (discount), or all of it (none); a rule whose cost is unknown is left out.
+    """
 
     fixed_usd: float | None = None
     fixed_device_seconds: float | None = None
     request_usd: Measured = field(default_factory=Measured)
     request_device_seconds: Measured = field(default_factory=Measured)
     usd_per_million_tokens: Measured = field(default_factory=Measured)
+    by_cache: dict[str, RequestCost] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class RequestRates:
+    """Device-seconds of a request: fixed + tokens computed and tokens put out, each at its rate.
+
+    Of one model on one device, fitted to the requests of `arms` that were timed alone.
+    held_out_error: the worst relative error of an arm's mean request, predicted from the others'.
+    why_unknown: what the timed requests do not tell, and why; empty: nothing.
+    """
+
+    fixed_device_seconds: Measured
+    prompt_token_device_seconds: Measured
+    output_token_device_seconds: Measured
+    arms: tuple[str, ...] = ()
+    held_out_error: float | None = None
+    why_unknown: str = ""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -157,7 +188,7 @@ class BreakEven:
     """Requests after which b (the higher fixed cost) has cost less in total than a.
 
     status: crosses | never (b stays dearer) | always (b is cheaper from request 1) | unknown.
-    unit: usd | device_seconds.
+    unit: usd | device_seconds. cache: what cached prompt tokens cost, see Cost.by_cache.
     """
 
     a: str
@@ -168,6 +199,24 @@ class BreakEven:
     status: str
     is_high_unbounded: bool = False
     unit: str = "usd"
+    cache: str = "measured"
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Retraining:
+    """How often the data may change before training again each time costs more than prompting.
+
+    months: the shortest interval between changes at which `arm` still costs no more than
+    `against`, in USD at the assumed volume; low, high: from the interval of their break-even.
+    status: pays (at months or longer) | never | always | unknown.
+    """
+
+    arm: str
+    against: str
+    months: float | None
+    low: float | None = None
+    high: float | None = None
+    status: str = "unknown"
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -234,4 +283,6 @@ class Results:
     probe_changes: tuple[ProbeChange, ...] = ()  # probes before and after each tuning
     dimensions: tuple[DimensionRow, ...] = ()  # the ten dimensions, arms as columns
     label_curve: LabelCurve | None = None
+    request_rates: RequestRates | None = None  # None: nothing was timed on a device of one's own
+    retraining: tuple[Retraining, ...] = ()
     schema_version: int = SCHEMA_VERSION

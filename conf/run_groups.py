@@ -85,6 +85,21 @@ class HostedPrice:
 
 
 @dataclass(kw_only=True, slots=True)
+class CachedInputPrice:
+    """What providers charge for a prompt token that their cache holds; null: no such curve."""
+
+    ratio: float | None = 0.1  # of an uncached token's price: GPT-5 mini, 0.025 / 0.25 USD
+    source: str = "nicolalazzari.ai/articles/openai-api-pricing-explained-2026"
+    date: str = "2026"
+
+    def __post_init__(self) -> None:
+        """A share."""
+        ratio = self.ratio
+        is_share = ratio is None or 0 <= ratio <= 1
+        require(is_share, "pricing.cached_input.ratio", ratio, "a share in [0, 1], or null")
+
+
+@dataclass(kw_only=True, slots=True)
 class PricingConfig:
     """What a device-hour costs. source and date are mandatory: a price without them is refused."""
 
@@ -93,6 +108,24 @@ class PricingConfig:
     source: str = MISSING
     date: str = MISSING
     hosted: dict[str, HostedPrice] = field(default_factory=dict)  # by the endpoint's model name
+    cached_input: CachedInputPrice = field(default_factory=CachedInputPrice)
+    utilisation: float = 1.0  # share of the time that a serving device computes; the rest is idle
+    shared_tasks: int = 1  # tasks whose adapters or prompts share one served base model
+
+    def __post_init__(self) -> None:
+        """Ranges."""
+        shares = 0 < self.utilisation <= 1
+        require(shares, "pricing.utilisation", self.utilisation, "a share in (0, 1]")
+        require(self.shared_tasks >= 1, "pricing.shared_tasks", self.shared_tasks, "1 or more")
+
+    def hosting(self, *, is_base_shared: bool) -> float:
+        """What a busy device-second of serving costs, in device-seconds.
+
+        An idle second is paid as well: 1 / utilisation - 1 of them for each busy one, divided
+        among the tasks that share the base model.
+        """
+        idle = 1 / self.utilisation - 1
+        return 1 + idle / (self.shared_tasks if is_base_shared else 1)
 
     @property
     def usd_per_device_second(self) -> float | None:
@@ -114,6 +147,9 @@ class DecisionConfig:
     deadline_hours: float | None = None  # from labels to the first request served
     error_usd: float | None = None  # cost of one wrong answer
     label_usd: float | None = None  # cost of one labelled example
+    hour_usd: float | None = None  # of a person's work; null: hours are not on the bill
+    tuning_hours: float = 0.0  # of people, for each arm that was trained
+    prompting_hours: float = 0.0  # of people, for each arm that was prompted
     changes_per_month: float = 0.0  # of the task's data, each paid for by training again
     equivalence_margin: float = 0.02  # differences below this are practically equal
     confidence: float = 0.95
@@ -131,7 +167,8 @@ class DecisionConfig:
                 value,
                 "a share in [0, 1] or null",
             )
-        amounts = ("maximum_p95_seconds", "maximum_total_usd", "deadline_hours")
+        amounts: tuple[str, ...] = ("maximum_p95_seconds", "maximum_total_usd", "deadline_hours")
+        amounts += ("tuning_hours", "prompting_hours", "hour_usd")
         for key in (*amounts, "error_usd", "label_usd", "changes_per_month"):
             value = getattr(self, key)
             require(value is None or value >= 0, f"decision.{key}", value, "0 or more, or null")

@@ -11,8 +11,9 @@ from conf.results import ArmResult, Cost, Latency, Metric, Tokens, TrainCost, Va
 from conf.run_groups import DecisionConfig, PricingConfig
 from evaluation import arm_scores, cost
 from evaluation.arm_scores import Request
-from evaluation.hosted_cost import hosted_cost
+from evaluation.hosted_cost import hosted_cost, requests_usd
 from evaluation.item_intervals import ItemRule
+from evaluation.request_rates import TimedRequest
 from evaluation.run_records import RunRecords
 from evaluation.statistics import macro_f1, mean_interval, quantile_interval
 from evaluation.turn_around import ready_seconds
@@ -40,8 +41,10 @@ class ArmSummary:
 
     result: ArmResult
     scores: Mapping[str, float]  # item id -> score on the test split
-    requests: Sequence[float]  # device-seconds of the measured requests
+    timed: Sequence[TimedRequest]  # alone on devices of our own
+    hosted_usd: Mapping[str, Sequence[float]]  # of requests to a hosted model, by rule for caches
     fixed: cost.FixedCost
+    hosting: float  # device-seconds paid for each one that a request is busy
     validation: float | None
 
 
@@ -97,7 +100,9 @@ def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmS
         usd_per_device_second=price,
         labels_used=labels,
         label_usd=settings.decision.label_usd,
+        hours_usd=hours_usd(spec.method, decision=settings.decision),
     )
+    hosting = settings.pricing.hosting(is_base_shared=is_base_shared(records, name))
     quality = _quality(records, name, tests, scores, confidence=settings.confidence)
     now = sum(line.device_seconds for line in records.spent_now if line.arm == name)
     result = ArmResult(
@@ -116,7 +121,7 @@ def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmS
         variance=quality.variance,
         latency=_latency(timed, confidence=settings.confidence),
         tokens=_tokens(tests, confidence=settings.confidence),
-        cost=_cost(records, name, requests, fixed, tests=tests, settings=settings),
+        cost=_cost(records, name, requests, fixed, tests=tests, hosting=hosting, settings=settings),
         train=_train_cost(records, name, price=price),
         answer_rule=arm.rule,
         checkpoint=arm.checkpoint,
@@ -130,10 +135,31 @@ def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmS
     return ArmSummary(
         result=result,
         scores=scores,
-        requests=[r.device_seconds for r in requests],
+        timed=_timed(records, name, timed),
+        hosted_usd=_hosted_usd(records, name, tests, pricing=settings.pricing),
         fixed=fixed,
+        hosting=hosting,
         validation=_validation(records, name),
     )
+
+
+def hours_usd(method: str, *, decision: DecisionConfig) -> float:
+    """What people's work on an arm costs; 0 where an hour has no price."""
+    if decision.hour_usd is None or method in ("given", "tfidf", "linear_probe"):
+        return 0.0
+    hours = decision.prompting_hours if method == "prompt" else decision.tuning_hours
+    return decision.hour_usd * hours
+
+
+def is_base_shared(records: RunRecords, name: str) -> bool:
+    """Whether other tasks can be served from the same weights: the base model, adapters apart."""
+    size = records.model.get("num_parameters")
+    trained = [
+        summary.trained_parameters
+        for arm in records.base_arms(name)
+        if (summary := records.arms[arm].train_summary) is not None
+    ]
+    return isinstance(size, int) and all(count < size for count in trained)
 
 
 def test_scores(records: RunRecords, name: str, tests: Sequence[Request]) -> dict[str, float]:
@@ -264,6 +290,31 @@ def _request_costs(timed: Sequence[Request], *, devices: int) -> list[cost.Reque
     ]
 
 
+def _timed(records: RunRecords, name: str, timed: Sequence[Request]) -> list[TimedRequest]:
+    """The arm's requests on devices of our own; none where one does not tell its tokens."""
+    if records.arm_specs[name].hosted_model is not None:
+        return []
+    devices = records.latency_devices(name)
+    return [
+        TimedRequest(
+            device_seconds=r.total_seconds * devices,
+            computed_tokens=r.computed_tokens or 0,
+            output_tokens=r.completion_tokens or 0,
+            cached_tokens=r.cached_tokens or 0,
+        )
+        for r in timed
+        if r.total_seconds is not None
+    ]
+
+
+def _hosted_usd(
+    records: RunRecords, name: str, tests: Sequence[Request], *, pricing: PricingConfig
+) -> dict[str, list[float]]:
+    model = records.arm_specs[name].hosted_model
+    price = None if model is None else pricing.hosted.get(model)
+    return {} if price is None else requests_usd(tests, price=price)
+
+
 def _cost(
     records: RunRecords,
     name: str,
@@ -271,6 +322,7 @@ def _cost(
     fixed: cost.FixedCost,
     *,
     tests: Sequence[Request],
+    hosting: float,
     settings: Settings,
 ) -> Cost:
     spec = records.arm_specs[name]
@@ -288,14 +340,15 @@ def _cost(
             confidence=settings.confidence,
         )
     device_seconds = cost.request_device_seconds(requests, confidence=settings.confidence)
+    price = settings.pricing.usd_per_device_second
     return Cost(
         fixed_usd=fixed.usd,
         fixed_device_seconds=fixed.device_seconds,
-        request_usd=cost.request_usd(device_seconds, pricing=settings.pricing),
+        request_usd=cost.request_usd(device_seconds, pricing=settings.pricing, hosting=hosting),
         request_device_seconds=device_seconds,
         usd_per_million_tokens=cost.usd_per_million_tokens(
             requests,
-            usd_per_device_second=settings.pricing.usd_per_device_second,
+            usd_per_device_second=None if price is None else hosting * price,
             confidence=settings.confidence,
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conf.results import ArmResult, BreakEven, Results
 from evaluation import wording
@@ -25,7 +25,7 @@ class Series:
     y: tuple[float | str, ...]
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
-    style: str = "points"  # points | hollow | line | joined (points with a line) | faint (a line)
+    style: str = "points"  # points | hollow | joined (points with a line) | line | thin | faint
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -221,12 +221,15 @@ def validation_chart(results: Results, records: RunRecords) -> Chart:
     )
 
 
-def headline_break_even(results: Results) -> BreakEven | None:
-    """The crossing of the best prompted and the best fine-tuned arm, picked on validation."""
+def headline_break_even(results: Results, *, cache: str = "measured") -> BreakEven | None:
+    """The crossing of the best prompted and the best fine-tuned arm, picked on validation.
+
+    cache: what tokens cost that a cache holds, see `BreakEven`.
+    """
     names = {results.decision.get("best_prompted"), results.decision.get("best_tuned")}
     unit = "usd" if is_priced(results) else "device_seconds"
     for b in results.break_even:
-        if {b.a, b.b} == names and b.unit == unit:
+        if {b.a, b.b} == names and b.unit == unit and b.cache == cache:
             return b
     return None
 
@@ -242,9 +245,38 @@ def assumed_volume(results: Results) -> float | None:
     return None if months is None or requests is None else months * requests
 
 
+CACHE_WORDS = {
+    "measured": "cache as measured",
+    "discount": "cache at a discount",
+    "none": "no cache",
+}
+
+
+def _other_caches(
+    name: str, result: ArmResult, grid: Sequence[float], *, unit: str, fixed: float
+) -> list[Series]:
+    """The arm's lines where cached tokens are paid; none where that comes to the same."""
+    bills = {} if result.cost is None else result.cost.by_cache
+    own = getattr(bills["measured"], unit).value if "measured" in bills else None
+    found = []
+    for order, cache in enumerate(("discount", "none"), start=1):
+        request = getattr(bills[cache], unit).value if cache in bills else None
+        if request is None or own is None or request <= 1.01 * own:
+            continue
+        ys = [fixed + v * request for v in grid]
+        found.append(_line(f"{name}, {CACHE_WORDS[cache]}", family(result), order, grid, ys))
+    return found
+
+
 def volume_chart(results: Results) -> Chart:
-    """Total cost against requests served, log-log, with the crossing and the assumed volume."""
+    """Total cost against requests served, log-log, with the crossing and the assumed volume.
+
+    The best prompted and the best tuned arm are thick, with a line for each rule about cached
+    tokens: solid as measured, dashed at a discount, dotted without a cache.
+    """
     with_usd, orders = is_priced(results), _orders(results)
+    unit = "usd" if with_usd else "device_seconds"
+    headline = {results.decision.get("best_prompted"), results.decision.get("best_tuned")}
     volume, crossing = assumed_volume(results), headline_break_even(results)
     at = crossing.requests if crossing is not None and crossing.status == "crosses" else None
     top = max(1e6, 10 * (volume or 0.0), 10 * (at or 0.0))
@@ -260,7 +292,10 @@ def volume_chart(results: Results) -> Chart:
         ys = [fixed + v * request for v in grid]
         if min(ys) <= 0:
             continue
-        series.append(_line(name, family(r), orders[name], grid, ys))
+        line = _line(name, family(r), 0 if name in headline else orders[name], grid, ys)
+        series.append(line if name in headline else replace(line, style="thin"))
+        if name in headline:
+            series += _other_caches(name, r, grid, unit=unit, fixed=fixed)
         if at and crossing is not None and name == crossing.b:
             label = (
                 f"The lines of {crossing.a} and {crossing.b} cross at {wording.count(at)} requests."
@@ -268,12 +303,11 @@ def volume_chart(results: Results) -> Chart:
             marks.append(Mark(x=at, y=fixed + at * request, label=label))
     if volume:
         marks.append(Mark(x=volume, label=f"assumed: {wording.count(volume)} requests"))
-    unit = "USD" if with_usd else "device-seconds"
     return Chart(
         name="volume",
         title="Total cost against volume",
         x_title="requests served (count, log scale)",
-        y_title=f"fixed cost + requests ({unit}, log scale)",
+        y_title=f"total cost ({'USD' if with_usd else 'device-seconds'}, log scale)",
         series=tuple(series),
         caption=next((m.label for m in marks if m.y is not None), ""),
         marks=tuple(marks),

@@ -40,7 +40,7 @@ class FixedCost:
 
     device_seconds: float
     usd: float | None
-    labels_usd: float = 0.0
+    people_usd: float = 0.0  # labels and hours, as the user prices them
 
 
 def scaled(measured: Measured, factor: float) -> Measured:
@@ -60,13 +60,18 @@ def request_device_seconds(
     return mean_interval([r.device_seconds for r in requests], confidence=confidence)
 
 
-def request_usd(device_seconds: Measured, *, pricing: PricingConfig) -> Measured:
-    """Mean USD of a request; the interval includes the price's own range where it has one."""
+def request_usd(
+    device_seconds: Measured, *, pricing: PricingConfig, hosting: float = 1.0
+) -> Measured:
+    """Mean USD of a request; the interval includes the price's own range where it has one.
+
+    hosting: device-seconds paid for each busy one, see `PricingConfig.hosting`.
+    """
     price = pricing.usd_per_device_second
     if price is None:
         return Measured(n=device_seconds.n)
-    low_price, high_price = price_range(pricing)
-    at_price = scaled(device_seconds, price)
+    low_price, high_price = (hosting * end for end in price_range(pricing))
+    at_price = scaled(device_seconds, hosting * price)
     return Measured(
         value=at_price.value,
         low=None if device_seconds.low is None else device_seconds.low * low_price,
@@ -114,11 +119,12 @@ def fixed_cost(
     usd_per_device_second: float | None,
     labels_used: int | None,
     label_usd: float | None,
+    hours_usd: float = 0.0,
 ) -> FixedCost:
     """Cost paid once by an arm and the arms it stands on.
 
     Lines of FIXED_PURPOSES, and shared and padding lines of jobs that trained or searched. Labels
-    count when they have a price.
+    and people's hours count when they have a price.
     """
     mine = [line for line in ledger if line.arm in arms]
     trained = {line.job for line in mine if line.purpose in PREPARING}
@@ -129,10 +135,10 @@ def fixed_cost(
         or (line.purpose in ("shared", "padding") and line.job in trained)
     ]
     device_seconds = sum(line.device_seconds for line in fixed)
-    labels_usd = (labels_used or 0) * (label_usd or 0.0)
+    people_usd = (labels_used or 0) * (label_usd or 0.0) + hours_usd
     usd = None if usd_per_device_second is None else device_seconds * usd_per_device_second
     return FixedCost(
         device_seconds=device_seconds,
-        usd=None if usd is None else usd + labels_usd,
-        labels_usd=labels_usd,
+        usd=None if usd is None else usd + people_usd,
+        people_usd=people_usd,
     )

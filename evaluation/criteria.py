@@ -249,8 +249,10 @@ def _production(sides: Sides) -> Finding:
 
 def _break_even(sides: Sides, unit: str) -> BreakEven | None:
     names = {sides.prompted, sides.tuned}
-    entries = [b for b in sides.results.break_even if {b.a, b.b} == names and b.unit == unit]
-    return entries[0] if entries else None
+    for b in sides.results.break_even:
+        if {b.a, b.b} == names and b.unit == unit and b.cache == "measured":
+            return b
+    return None
 
 
 def _is_reached(crossing: BreakEven | None, requests: float) -> bool:

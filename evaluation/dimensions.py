@@ -253,7 +253,7 @@ def _effort(results: Results) -> list[DimensionRow]:
             "device-seconds before the first request",
             lambda _, arm: _number(arm.cost.fixed_device_seconds if arm.cost else None),
             unit="seconds",
-            note="the user's own hours are not measured",
+            note="people's hours: decision.tuning_hours and prompting_hours, on the bill only",
         ),
         dimension_row(
             results, EFFORT, "trials", trials, unit="count", note="of arms that were searched"

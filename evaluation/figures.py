@@ -23,7 +23,8 @@ MPL_MARKERS = ("o", "s", "D", "^", "x", "P")
 def plotly_figure(chart: Chart) -> dict[str, object]:
     """Data and layout of a chart; colours are names like `@prompt` that the page replaces."""
     axis = {"zeroline": False, "automargin": True, "ticklen": 4}
-    height = 90 + 34 * _num_rows(chart) if chart.is_ranked else 380
+    legend_rows = math.ceil(len(chart.series) / 2)
+    height = 90 + 34 * _num_rows(chart) if chart.is_ranked else 380 + 20 * max(0, legend_rows - 2)
     return {
         "data": [_trace(s, chart=chart) for s in chart.series],
         "layout": {
@@ -71,8 +72,8 @@ def _num_rows(chart: Chart) -> int:
 def _trace(s: Series, *, chart: Chart) -> dict[str, object]:
     color = f"@{s.family}"
     trace: dict[str, object] = {"type": "scatter", "name": s.name, "x": s.x, "y": s.y}
-    if s.style == "line":
-        width = 2.2
+    if s.style in ("line", "thin"):
+        width = 2.2 if s.style == "line" else 1
         dash = DASHES[s.order % len(DASHES)]
         return {**trace, "mode": "lines", "line": {"color": color, "width": width, "dash": dash}}
     if s.style == "faint":
@@ -203,9 +204,9 @@ def write_svg(chart: Chart, path: Path) -> None:
 
 def _draw(axes: Axes, s: Series, *, chart: Chart) -> None:
     color = COLORS[s.family]
-    if s.style == "line":
-        style = MPL_DASHES[s.order % len(MPL_DASHES)]
-        axes.plot(s.x, s.y, color=color, linestyle=style, linewidth=1.7, label=s.name)
+    if s.style in ("line", "thin"):
+        style, width = MPL_DASHES[s.order % len(MPL_DASHES)], 1.7 if s.style == "line" else 0.8
+        axes.plot(s.x, s.y, color=color, linestyle=style, linewidth=width, label=s.name)
         return
     if s.style == "faint":
         axes.plot(s.x, s.y, color="#9aa5b1", linewidth=0.9, zorder=1)

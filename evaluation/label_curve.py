@@ -115,7 +115,7 @@ def _point(curve: _Curve, key: tuple[str, int, float]) -> LabelPoint:
     fixed = fmean(seconds) if seconds else None
     price = curve.settings.pricing.usd_per_device_second
     labels_usd = places[0].num_used * (curve.settings.decision.label_usd or 0.0)
-    timed = next((r.result.cost for r in runs if r.requests), None)
+    timed = next((r.result.cost for r in runs if r.timed), None)
     tokens = [
         r.result.tokens.prompt.value for r in runs if r.result.tokens and r.result.tokens.prompt.n
     ]

@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from conf.results import Results
+from evaluation import report_costs as costs
 from evaluation import report_dimensions as dimensions
 from evaluation import report_method as method
 from evaluation import report_outcome as outcome
@@ -79,7 +80,9 @@ def render_html(results: Results, records: RunRecords, *, charts: list[Chart]) -
         search_charts=shared_charts(charts),
         label_curve=label_section(results, charts),
         pairs=tables.pair_table(results),
-        break_even=tables.break_even_table(results),
+        break_even=costs.break_even_table(results),
+        rates=costs.rates_table(results),
+        retraining=costs.retraining_table(results),
         ledger=tables.ledger_table(results),
         forgetting=outcome.forgetting_table(results),
         serving=outcome.serving(results),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conf.results import Results
+from evaluation import report_costs as costs
 from evaluation import report_dimensions as dimensions
 from evaluation import report_method as method
 from evaluation import report_outcome as outcome
@@ -35,7 +36,9 @@ def render_markdown(results: Results, *, charts: Sequence[Chart]) -> str:
         ("Eleven reasons", dimensions.criteria_table(results)),
         ("Latency", dimensions.latency_table(results)),
         ("Pairs", tables.pair_table(results)),
-        ("Break-even", tables.break_even_table(results)),
+        ("Break-even", costs.break_even_table(results)),
+        ("What a request takes", costs.rates_table(results)),
+        ("Training again", costs.retraining_table(results)),
         ("Obeying instructions", instructions_table(results)),
         ("Training data", sources_table(results)),
         ("Forgetting", outcome.forgetting_table(results)),

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from conf.records import Measured
 from conf.results import ArmResult, BreakEven, Pair, Results
 from evaluation import wording
-from evaluation.charts import assumed_volume, headline_break_even, is_priced, metric_name
+from evaluation.charts import (
+    assumed_volume,
+    headline_break_even,
+    is_priced,
+    metric_name,
+)
 from evaluation.decision_rules import family, pair_of
 from evaluation.pair_words import pairs_note, test_cells
 
@@ -180,8 +185,8 @@ def key_figures(results: Results) -> list[KeyFigure]:
         figures.append(
             KeyFigure(
                 title=f"Break-even, {crossing.a} to {crossing.b}",
-                value=_break_even_value(crossing),
-                note=_break_even_span(crossing),
+                value=wording.break_even_value(crossing),
+                note=_break_even_note(results, crossing),
                 key="break_even",
             )
         )
@@ -195,6 +200,15 @@ def _difference_figure(results: Results, tuned: str, prompted: str) -> KeyFigure
         value=wording.points(pair.difference if pair else None),
         note=f"{wording.span(pair.low, pair.high, is_points=True)}; n = {pair.n}" if pair else "",
     )
+
+
+def _break_even_note(results: Results, crossing: BreakEven) -> str:
+    """Its interval, and the crossing without a prompt cache where that is another one."""
+    span = wording.break_even_span(crossing)
+    bare = headline_break_even(results, cache="none")
+    if bare is None or bare.requests == crossing.requests:
+        return span
+    return f"{span}; without a prompt cache: {wording.break_even_value(bare)}".removeprefix("; ")
 
 
 def _assumptions(results: Results) -> list[KeyFigure]:
@@ -222,25 +236,6 @@ def _assumptions(results: Results) -> list[KeyFigure]:
     ]
 
 
-def _break_even_value(b: BreakEven) -> str:
-    match b.status:
-        case "crosses":
-            return f"{wording.count(b.requests)} requests"
-        case "never":
-            return "never"
-        case "always":
-            return "from the first request"
-    return "unknown"
-
-
-def _break_even_span(b: BreakEven) -> str:
-    if b.low is None and b.high is None:
-        return "no interval" if b.status == "crosses" else ""
-    if b.high is None:
-        return f"from {wording.count(b.low)}, no upper bound"
-    return f"{wording.count(b.low)} to {wording.count(b.high)}"
-
-
 def pair_table(results: Results) -> SimpleTable:
     """All pairs with difference, interval and tests."""
     rows = tuple(
@@ -264,33 +259,6 @@ def pair_table(results: Results) -> SimpleTable:
 
 def _by_difference(p: Pair) -> float:
     return -abs(p.difference or 0.0)
-
-
-def break_even_table(results: Results) -> SimpleTable:
-    """Break-even of every prompted and fine-tuned pair, in USD and in device-seconds."""
-    by_pair: dict[tuple[str, str], dict[str, BreakEven]] = {}
-    for b in results.break_even:
-        key = (b.a, b.b) if (b.b, b.a) not in by_pair else (b.b, b.a)
-        by_pair.setdefault(key, {})[b.unit] = b
-    rows = tuple(
-        (
-            f"{a} to {b}",
-            *(
-                text
-                for unit in ("usd", "device_seconds")
-                for text in (_break_even_value(units[unit]), _break_even_span(units[unit]) or "-")
-            ),
-        )
-        for (a, b), units in by_pair.items()
-        if {"usd", "device_seconds"} <= units.keys()
-    )
-    return SimpleTable(
-        headings=("from, to", "in USD", "interval", "in device-seconds", "interval"),
-        rows=rows,
-        note="Requests after which the second arm, with the higher fixed cost, has cost less in"
-        " total. never: it stays dearer per request. No upper bound: the interval of the saving"
-        " per request reaches 0.",
-    )
 
 
 def ledger_table(results: Results) -> SimpleTable:

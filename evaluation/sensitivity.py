@@ -144,10 +144,11 @@ def prompt_knob(evidence: Evidence, decision: DecisionConfig, *, arm: str) -> Kn
     if result.cost is None or result.cost.request_usd.value is None or not tokens or not per_token:
         return None
     cost, usd, now = result.cost, result.cost.request_usd.value, tokens
-    rest = max(0.0, usd - per_token * now)  # what a request without a prompt would cost
+    # A token less saves what one more costs. Cached tokens cost nothing, so not all can be saved.
+    fewest = max(1.0, now - usd / per_token)
 
     def setting(count: float) -> tuple[Evidence, DecisionConfig]:
-        factor = (rest + per_token * count) / usd
+        factor = 1 + per_token * (count - now) / usd
         changed = replace(
             cost,
             request_usd=scaled(cost.request_usd, factor),
@@ -156,7 +157,7 @@ def prompt_knob(evidence: Evidence, decision: DecisionConfig, *, arm: str) -> Kn
         arms = {**evidence.arms, arm: replace(result, cost=changed)}
         return replace(evidence, arms=arms), decision
 
-    return Knob(what="prompt_length", now=now, low=1.0, high=1000 * now, setting=setting)
+    return Knob(what="prompt_length", now=now, low=fewest, high=1000 * now, setting=setting)
 
 
 def repriced(result: ArmResult, *, factor: float, usd_per_second: float) -> ArmResult:

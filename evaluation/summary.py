@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from conf.hashing import plain
-from conf.results import BreakEven, Pair, Results
+from conf.results import BreakEven, Pair, RequestRates, Results
 from conf.run_groups import DecisionConfig, PricingConfig
 from conf.search_results import SearchResult
 from evaluation import cost
 from evaluation.arm_summary import ArmSummary, Settings, summarise_arm
+from evaluation.cost_curves import CACHES, by_cache, priced, share_paid
 from evaluation.criteria import all_criteria
 from evaluation.crossover import Side, break_even_device_seconds, break_even_usd
 from evaluation.decision import decide
@@ -20,6 +21,8 @@ from evaluation.forgetting import all_forgetting
 from evaluation.item_intervals import ItemRule
 from evaluation.label_curve import summarise_label_curve
 from evaluation.probe_summary import with_probes
+from evaluation.request_rates import Rates, TimedRequest, fit_rates, key_share_of, reported
+from evaluation.retraining import all_retraining
 from evaluation.run_records import RunRecords
 from evaluation.search_summary import summarise_search
 from evaluation.serving import serve_commands
@@ -35,6 +38,8 @@ def summarise(
     """The results of a run, under its own decision and pricing or under others."""
     settings = Settings(decision=decision or records.decision, pricing=pricing or records.pricing)
     arms = {name: summarise_arm(records, name, settings=settings) for name in records.arm_specs}
+    rates = rates_of(records, arms)
+    arms = {name: with_caches(arm, rates, settings=settings) for name, arm in arms.items()}
     rule = ItemRule.of(records, confidence=settings.confidence)
     pairs = all_pairs(arms, rule=rule, margin=settings.decision.equivalence_margin)
     results = {name: arm.result for name, arm in arms.items()}
@@ -45,15 +50,17 @@ def summarise(
         pairs=pairs,
         validation=validation,
         usd_per_device_hour=settings.pricing.device_hour.usd,
+        usd_per_prompt_token=usd_per_prompt_token(arms, rates, settings=settings),
         crossings=() if curve is None else curve.crossings,
     )
+    break_evens = all_break_evens(arms, rates, settings=settings)
     found = Results(
         run=records.name,
         task={**records.task, "items": _item_counts(records)},
         model=dict(records.model),
         arms=results,
         pairs=pairs,
-        break_even=all_break_evens(arms, settings=settings),
+        break_even=break_evens,
         recommendation=decide(evidence, decision=settings.decision),
         ledger=records.ledger,
         instructions=all_forgetting(
@@ -82,9 +89,68 @@ def summarise(
         forgetting=all_forgetting(records, confidence=settings.confidence),
         searches=all_searches(records, settings=settings),
         label_curve=curve,
+        request_rates=reported_rates(records, arms, rates, settings=settings),
+        retraining=all_retraining(break_evens, results, decision=settings.decision),
     )
     found = with_probes(found, records, confidence=settings.confidence)
     return replace(found, serving=serve_commands(found, records), criteria=all_criteria(found))
+
+
+def _of_the_model(records: RunRecords, arms: Mapping[str, ArmSummary]) -> dict[str, ArmSummary]:
+    """The arms that run the run's own base model, on devices of our own."""
+    return {
+        name: arm
+        for name, arm in arms.items()
+        if arm.result.is_same_base
+        and family(arm.result) != "reference"
+        and records.arm_specs[name].hosted_model is None
+    }
+
+
+def rates_of(records: RunRecords, arms: Mapping[str, ArmSummary]) -> Rates:
+    """Rates of the run's base model on its device, from the requests of all arms that use it."""
+    timed = _timed_by_arm(records, arms)
+    return fit_rates(timed, key_share=key_share_of(records.model))
+
+
+def _timed_by_arm(
+    records: RunRecords, arms: Mapping[str, ArmSummary]
+) -> dict[str, Sequence[TimedRequest]]:
+    return {name: arm.timed for name, arm in _of_the_model(records, arms).items()}
+
+
+def reported_rates(
+    records: RunRecords, arms: Mapping[str, ArmSummary], rates: Rates, *, settings: Settings
+) -> RequestRates | None:
+    """The rates for the report; None where nothing was timed."""
+    timed = _timed_by_arm(records, arms)
+    if not any(timed.values()):
+        return None
+    return reported(rates, timed, confidence=settings.confidence)
+
+
+def with_caches(arm: ArmSummary, rates: Rates, *, settings: Settings) -> ArmSummary:
+    """The arm with the cost of its request under each rule for cached tokens."""
+    if arm.result.cost is None or not arm.timed or arm.result.kind == "given":
+        return arm
+    found = by_cache(
+        arm.timed,
+        rates,
+        pricing=settings.pricing,
+        hosting=arm.hosting,
+        confidence=settings.confidence,
+    )
+    return replace(arm, result=replace(arm.result, cost=replace(arm.result.cost, by_cache=found)))
+
+
+def usd_per_prompt_token(
+    arms: Mapping[str, ArmSummary], rates: Rates, *, settings: Settings
+) -> dict[str, float]:
+    """Arm -> USD that one more computed prompt token adds to a request, where both are known."""
+    per_token, price = rates.per_prompt_token, settings.pricing.usd_per_device_second
+    if per_token is None or price is None:
+        return {}
+    return {name: per_token * price * arm.hosting for name, arm in arms.items() if arm.timed}
 
 
 def all_searches(records: RunRecords, *, settings: Settings) -> dict[str, SearchResult]:
@@ -131,26 +197,67 @@ def _adjusted(pairs: list[Pair]) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def all_break_evens(arms: Mapping[str, ArmSummary], *, settings: Settings) -> tuple[BreakEven, ...]:
-    """Every prompted arm against every arm with trained weights, in USD and in device-seconds."""
+def all_break_evens(
+    arms: Mapping[str, ArmSummary], rates: Rates, *, settings: Settings
+) -> tuple[BreakEven, ...]:
+    """Every prompted arm against every arm with trained weights, in USD and in device-seconds.
+
+    Of a pair under each rule for cached tokens, the measured one first.
+    """
     done = {name: arm for name, arm in arms.items() if arm.result.status == "done"}
     prompted = [n for n, a in done.items() if family(a.result) == "prompt"]
     tuned = [n for n, a in done.items() if family(a.result) in ("weights", "both")]
-    price, prices = settings.pricing.usd_per_device_second, None
-    if price:
-        prices = (price, *cost.price_range(settings.pricing))
-    found = []
-    for a, b in itertools.product(prompted, tuned):
-        one, other = _side(a, done[a]), _side(b, done[b])
-        found.append(break_even_usd(one, other, prices=prices, confidence=settings.confidence))
-        found.append(break_even_device_seconds(one, other, confidence=settings.confidence))
-    return tuple(found)
+    pairs = itertools.product(prompted, tuned, CACHES)
+    return tuple(
+        found
+        for a, b, cache in pairs
+        for found in _crossings(
+            _side(a, done[a], rates, cache=cache, settings=settings),
+            _side(b, done[b], rates, cache=cache, settings=settings),
+            cache=cache,
+            settings=settings,
+        )
+    )
 
 
-def _side(name: str, arm: ArmSummary) -> Side:
+def _crossings(
+    a: Side | None, b: Side | None, *, cache: str, settings: Settings
+) -> list[BreakEven]:
+    """In USD and in device-seconds; none where the rule cannot be applied to both."""
+    if a is None or b is None:
+        return []
+    price, confidence = settings.pricing.usd_per_device_second, settings.confidence
+    prices = (price, *cost.price_range(settings.pricing)) if price else None
+    error_usd = settings.decision.error_usd
+    found = [
+        break_even_usd(a, b, prices=prices, error_usd=error_usd, confidence=confidence),
+        break_even_device_seconds(a, b, confidence=confidence),
+    ]
+    return [replace(entry, cache=cache) for entry in found]
+
+
+def _side(
+    name: str, arm: ArmSummary, rates: Rates, *, cache: str, settings: Settings
+) -> Side | None:
+    """The arm's costs under a rule for cached tokens; None where they are not known."""
+    if arm.hosted_usd:
+        bill = arm.result.cost
+        return Side(
+            arm=name,
+            fixed=None if bill is None or bill.fixed_usd is None else 0.0,
+            people_usd=0.0 if bill is None else bill.fixed_usd or 0.0,
+            requests_usd=arm.hosted_usd[cache],
+            scores=arm.scores,
+        )
+    at = priced(arm.timed, rates, share=share_paid(cache, settings.pricing))
+    if at is None:
+        return None
     return Side(
         arm=name,
         fixed=arm.fixed.device_seconds,
-        requests=arm.requests,
-        labels_usd=arm.fixed.labels_usd,
+        requests=at.requests,
+        people_usd=arm.fixed.people_usd,
+        hosting=arm.hosting,
+        rate_draws=at.rate_draws,
+        scores=arm.scores,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from conf.records import Measured
-from conf.results import Metric
+from conf.results import BreakEven, Metric
 
 UNKNOWN = "n/a"
 METRICS = {
@@ -128,3 +128,24 @@ def first_line(text: str, *, limit: int = 200) -> str:
 def amount(value: float | None, *, is_usd: bool) -> str:
     """A cost in USD, or without a price in device-seconds; the unit stands in the heading."""
     return usd(value) if is_usd or (value is not None and 0 < value < 100) else count(value)
+
+
+def break_even_value(b: BreakEven) -> str:
+    """Requests, or why there is no number."""
+    match b.status:
+        case "crosses":
+            return f"{count(b.requests)} requests"
+        case "never":
+            return "never"
+        case "always":
+            return "from the first request"
+    return "unknown"
+
+
+def break_even_span(b: BreakEven) -> str:
+    """The interval in words; empty where there is nothing to say."""
+    if b.low is None and b.high is None:
+        return "no interval" if b.status == "crosses" else ""
+    if b.high is None:
+        return f"from {count(b.low)}, no upper bound"
+    return f"{count(b.low)} to {count(b.high)}"

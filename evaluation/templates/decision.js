@@ -198,6 +198,11 @@ function breakEven(data, settings, nameA, nameB) {
   const part = arm => arm && arm.cost ? [arm.cost["fixed_" + unit], arm.cost["request_" + unit].value] : [null, null];
   if ([...part(a), ...part(b)].includes(null)) return { a: nameA, b: nameB, status: "unknown", requests: null };
   let extra = part(b)[0] - part(a)[0], saving = part(a)[1] - part(b)[1];
+  if (unit === "usd" && d.error_usd) {
+    const pair = pairOf(at.pairs, nameB, nameA);
+    if (!pair || pair.difference === null) return { a: nameA, b: nameB, status: "unknown", requests: null };
+    saving += d.error_usd * pair.difference;
+  }
   if (extra < 0 && saving < 0) { [a, b] = [b, a]; extra = -extra; saving = -saving; }
   const named = { a: a.name, b: b.name };
   if (extra <= 0 && saving > 0) return { ...named, status: "always", requests: 0 };

@@ -56,7 +56,7 @@ def test_fixed_cost_takes_the_lines_that_come_before_the_first_request() -> None
     mine = cost.fixed_cost(
         ledger, arms=("lora",), usd_per_device_second=0.5, labels_used=10, label_usd=2.0
     )
-    assert (mine.device_seconds, mine.usd, mine.labels_usd) == (117, 78.5, 20.0)
+    assert (mine.device_seconds, mine.usd, mine.people_usd) == (117, 78.5, 20.0)
     inherited = cost.fixed_cost(
         ledger, arms=("on_lora", "lora"), usd_per_device_second=None, labels_used=0, label_usd=None
     )

@@ -25,7 +25,7 @@ def test_crossing_is_recovered_exactly() -> None:
 
 def test_labels_enter_in_usd_only_and_carry_the_price_range() -> None:
     a = Side(arm="zero_shot", fixed=0.0, requests=[2.0] * 4)
-    b = Side(arm="lora", fixed=100.0, requests=[1.0] * 4, labels_usd=50.0)
+    b = Side(arm="lora", fixed=100.0, requests=[1.0] * 4, people_usd=50.0)
     usd = break_even_usd(a, b, prices=(0.5, 0.25, 1.0))
     # (100 x 0.5 + 50) / (1 x 0.5) = 200; at 1.0: 150; at 0.25: 300
     assert (usd.requests, usd.low, usd.high) == pytest.approx((200.0, 150.0, 300.0))
@@ -85,7 +85,7 @@ def test_an_interval_that_reaches_zero_is_unbounded_above() -> None:
     b = Side(arm="b", fixed=10.0, requests=list(rng.normal(1.0, 0.2, 8)))
     found = break_even_device_seconds(a, b)
     assert found.is_high_unbounded and found.high is None and found.low is not None
-    saving = saving_per_request(a.requests, b.requests)
+    saving = saving_per_request(a, b)
     assert saving is not None and saving.low is not None and saving.low < 0 < saving.high
 
 

@@ -240,7 +240,7 @@ def test_the_pages_rules_equal_python_in_a_browser(
 
 @pytest.mark.skipif(page_rules.NODE is None, reason="no node on PATH")
 def test_break_even_moves_with_the_price_as_a_new_summary_says(tmp_path: Path) -> None:
-    """With labels at a price break-even depends on the device's: compared with all made anew."""
+    """Labels and wrong answers at a price: break-even depends on the device's, all made anew."""
     arms = {a: fake_run.SPAM_ARMS[a] for a in ("few_shot", "lora")}
     decision = DecisionConfig(label_usd=0.001)
     fake_run.write_spam_run(tmp_path, num_test=40, arms=arms, decision=decision)
@@ -253,7 +253,11 @@ def test_break_even_moves_with_the_price_as_a_new_summary_says(tmp_path: Path) -
     found = []
     for setting, answer in zip(settings, answers, strict=True):
         device_hour = replace(records.pricing.device_hour, usd=setting["usd_per_hour"])
-        again = summarise(records, pricing=replace(records.pricing, device_hour=device_hour))
+        again = summarise(
+            records,
+            pricing=replace(records.pricing, device_hour=device_hour),
+            decision=replace(decision, error_usd=setting["error_usd"]),
+        )
         expected = next(b for b in again.break_even if b.unit == "usd")
         given = answer["break_even"]
         assert (given["a"], given["b"], given["status"]) == (

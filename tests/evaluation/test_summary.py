@@ -133,8 +133,8 @@ def test_pairs_are_complete_and_exact(spam: Path, spam_results: Results) -> None
 
 
 def test_break_even_is_there_for_every_prompted_and_tuned_pair(spam_results: Results) -> None:
-    found = {(frozenset((b.a, b.b)), b.unit) for b in spam_results.break_even}
-    assert len(found) == len(spam_results.break_even) == 4 * 3 * 2
+    found = {(frozenset((b.a, b.b)), b.unit, b.cache) for b in spam_results.break_even}
+    assert len(found) == len(spam_results.break_even) == 4 * 3 * 2 * 3
     by_unit = {b.unit: b for b in spam_results.break_even if (b.a, b.b) == ("few_shot", "lora")}
     few_shot, lora = (spam_results.arms[a].cost for a in ("few_shot", "lora"))
     saving = few_shot.request_device_seconds.value - lora.request_device_seconds.value
