@@ -1,4 +1,4 @@
-"""The configuration groups of a run as a whole: where it runs, what it costs, what decides."""
+"""The configuration groups of a run as a whole: what it costs, what decides."""
 
 from __future__ import annotations
 
@@ -6,35 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from conf.choices import Device, KernelImpl, ReportText, WandbMode, require
-
-
-@dataclass(kw_only=True, slots=True)
-class ClusterConfig:
-    """Where a run runs. workers null: all devices (on CPU one worker uses all cores of a node)."""
-
-    name: str = MISSING  # local | ray | kuberay | slurm
-    workers: int | None = None
-    nodes: int = 1
-    devices_per_node: int | None = None
-    device: Device = Device.auto
-    address: str | None = None  # ray: http://HEAD:8265, or auto on a node of the cluster
-    storage: str | None = None  # ray: a directory that all nodes see; runs and the cache lie there
-    python: str = "python"  # ray: what runs Python on its nodes
-    # How long a worker waits for the others; then the attempt ends, and the next one resumes.
-    collective_timeout_seconds: float = 300.0
-
-    def __post_init__(self) -> None:
-        """Counts are positive, and so is the timeout."""
-        for key in ("workers", "nodes", "devices_per_node"):
-            value = getattr(self, key)
-            require(value is None or value > 0, f"cluster.{key}", value, "a positive count or null")
-        require(
-            self.collective_timeout_seconds >= 1,
-            "cluster.collective_timeout_seconds",
-            self.collective_timeout_seconds,
-            "1 or more",
-        )
+from conf.choices import KernelImpl, ReportText, WandbMode, require
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,12 +12,12 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from conf.clusters import ClusterConfig
 from conf.groups import EngineConfig, ModelConfig, TaskConfig, TrainerConfig, ZeroConfig
 from conf.label_curve import LabelCurveConfig
 from conf.methods import METHODS, Method, SourceConfig
 from conf.run_groups import (
     BudgetConfig,
-    ClusterConfig,
     DecisionConfig,
     GeneralConfig,
     KernelsConfig,

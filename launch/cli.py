@@ -25,7 +25,7 @@ from conf.errors import (
 )
 
 if importlib.util.find_spec("hydra") is not None:
-    from conf import groups, methods, run_groups, schema, sweeps
+    from conf import clusters, groups, methods, run_groups, schema, sweeps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -184,7 +184,7 @@ def explained(text: str) -> str:
 
 def _known_keys(key: str, class_name: str) -> str:
     """The closest key of a schema class, or all of them."""
-    modules = (schema, groups, run_groups, methods, sweeps)
+    modules = (schema, clusters, groups, run_groups, methods, sweeps)
     found = (getattr(m, class_name, None) for m in modules)
     cls = next((c for c in found if c is not None), None)
     if not dataclasses.is_dataclass(cls):
@@ -205,6 +205,10 @@ def run(config: RunConfig, *, exp: str | None, command: str) -> int:
         from launch.submission import submit
 
         return submit(checked, here=Path.cwd())
+    if config.cluster.name == "slurm" and not config.dry_run:
+        from launch import slurm
+
+        return slurm.submit(checked, here=Path.cwd())
     return run_checked(checked, console_for())
 
 

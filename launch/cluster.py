@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from conf.choices import Device
+from conf.clusters import ClusterConfig
 from conf.devices import DEVICES
 from conf.errors import ClusterError, NotBuiltYet
-from conf.run_groups import ClusterConfig
 from launch import watchdog
 from launch.placement import Machine
 from launch.ray_cluster import (
@@ -57,6 +57,8 @@ def check_cluster(config: ClusterConfig) -> None:
     """Refuse a cluster that cannot be reached yet, or that has too little. Starts nothing."""
     if config.name == "ray":
         return check_ray(config)
+    if config.name == "slurm":
+        return _check_slurm(config)
     if config.name != "local":
         raise NotBuiltYet(
             f"cluster={config.name}",
@@ -90,8 +92,32 @@ def check_cluster(config: ClusterConfig) -> None:
         )
 
 
+def _check_slurm(config: ClusterConfig) -> None:
+    """Refuse a job whose devices are not said: the machine that asks is not the one that runs.
+
+    Raises:
+        ClusterError: with the key.
+    """
+    if config.device.name == "auto":
+        raise ClusterError(
+            "cluster.device",
+            found="auto",
+            expected="what the job's nodes compute on: cpu, cuda, or a kind of accelerator",
+            remedy="write cluster.device=h100 (or cpu)",
+        )
+    if config.devices_per_node is None:
+        raise ClusterError(
+            "cluster.devices_per_node",
+            found="nothing",
+            expected="accelerators of a node (with cluster.device=cpu: its cores)",
+            remedy="write cluster.devices_per_node=8",
+        )
+
+
 def machine_for(config: ClusterConfig) -> Machine:
-    """What a run has to run on: this machine, or the cluster at an address."""
+    """What a run has to run on: this machine, the cluster at an address, or the nodes asked for."""
+    if config.name == "slurm":
+        return planned_machine(config)
     if config.name != "ray":
         return local_machine(config)
     if not is_driver(config):
@@ -133,8 +159,11 @@ def planned_machine(config: ClusterConfig) -> Machine:
             expected=f"at most {devices}: {config.nodes} nodes with {per_node}",
             remedy=f"write cluster.workers={devices}, or leave it out",
         )
-    name = f"{devices} x {config.device.name} on {config.nodes} nodes (planned, not here)"
-    return Machine(devices=devices, devices_per_node=per_node, device="cuda", name=name)
+    is_cpu = config.device.name == "cpu"
+    what = "cores" if is_cpu else config.device.name
+    name = f"{devices} x {what} on {config.nodes} nodes (planned, not here)"
+    kind = "cpu" if is_cpu else "cuda"
+    return Machine(devices=devices, devices_per_node=per_node, device=kind, name=name)
 
 
 def accelerator_models() -> tuple[str, ...]:

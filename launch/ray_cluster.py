@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from conf.clusters import ClusterConfig
 from conf.errors import ClusterError
-from conf.run_groups import ClusterConfig
 from launch.placement import Machine
 
 HERE = "auto"

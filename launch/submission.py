@@ -132,7 +132,7 @@ def client_of(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
-    from conf.run_groups import ClusterConfig
+    from conf.clusters import ClusterConfig
 
     try:
         return JobSubmissionClient(address)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from conf.clusters import ClusterConfig
 from conf.errors import ClusterError
-from conf.run_groups import ClusterConfig
 from launch.placement import Machine, workers_left
 from launch.ray_cluster import COMPARED, check_described, check_ray, machine_of
 

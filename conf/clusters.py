@@ -1,0 +1,76 @@
+"""Where a run runs: this machine, a Ray cluster, a Slurm job or a RayJob on Kubernetes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from conf.choices import Device, require
+
+NAME = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.,:@/+-]*"
+)  # nothing that a shell or Slurm would take apart
+SLURM_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
+
+
+@dataclass(kw_only=True, slots=True)
+class SlurmConfig:
+    """What `sbatch` is asked for. setup: lines of shell that each node runs first, as they are."""
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    time: str = "04:00:00"  # then the job saves its state and queues itself again
+    modules: list[str] = field(default_factory=list)
+    setup: list[str] = field(default_factory=list)
+    save_seconds: int = 120  # before the limit, for saving the state
+
+    def __post_init__(self) -> None:
+        """Names that are names, a time as Slurm writes it, lines that are lines."""
+        for key in ("account", "partition", "qos"):
+            value = getattr(self, key)
+            is_name = value is None or NAME.fullmatch(value) is not None
+            require(is_name, f"cluster.slurm.{key}", value, "a name, or null")
+        is_time = SLURM_TIME.fullmatch(self.time) is not None
+        require(
+            is_time, "cluster.slurm.time", self.time, "minutes, hours:minutes:seconds or days-hours"
+        )
+        for module in self.modules:
+            is_name = NAME.fullmatch(module) is not None
+            require(is_name, "cluster.slurm.modules", module, "names of modules")
+        for line in self.setup:
+            require("\n" not in line, "cluster.slurm.setup", line, "one line of shell each")
+        is_enough = 30 <= self.save_seconds <= 65535
+        require(is_enough, "cluster.slurm.save_seconds", self.save_seconds, "30 to 65535")
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where a run runs. workers null: all devices (on CPU one worker uses all cores of a node)."""
+
+    name: str = MISSING  # local | ray | kuberay | slurm
+    workers: int | None = None
+    nodes: int = 1
+    devices_per_node: int | None = None
+    device: Device = Device.auto
+    address: str | None = None  # ray: http://HEAD:8265, or auto on a node of the cluster
+    storage: str | None = None  # ray: a directory that all nodes see; runs and the cache lie there
+    python: str = "python"  # what runs Python on the nodes
+    submit: bool = True  # slurm, kuberay: hand the file over; false: write it, and say how
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    # How long a worker waits for the others; then the attempt ends, and the next one resumes.
+    collective_timeout_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Counts are positive, and so is the timeout."""
+        for key in ("workers", "nodes", "devices_per_node"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"cluster.{key}", value, "a positive count or null")
+        require(
+            self.collective_timeout_seconds >= 1,
+            "cluster.collective_timeout_seconds",
+            self.collective_timeout_seconds,
+            "1 or more",
+        )
