@@ -12,6 +12,11 @@ from conf.choices import Device, require
 NAME = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.,:@/+-]*"
 )  # nothing that a shell or Slurm would take apart
+DNS_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+TOLERATION = re.compile(
+    r"(?P<key>[A-Za-z0-9_./-]+)(=(?P<value>[A-Za-z0-9_.-]*))?:(?P<effect>NoSchedule|"
+    r"PreferNoSchedule|NoExecute)"
+)
 SLURM_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
 
 
@@ -47,6 +52,52 @@ class SlurmConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class KubeRayConfig:
+    """What a RayJob is made of. Secrets are named, never given: their pods read them."""
+
+    image: str | None = None  # with our code and its packages: see the Dockerfile
+    code: str = "/app"  # where launch.py lies, in the image or on the volume
+    volume_claim: str | None = None  # mounted at cluster.storage in every pod
+    namespace: str = "default"
+    service_account: str | None = None
+    secret: str | None = None  # its keys become variables of the environment, e.g. WANDB_API_KEY
+    pull_secrets: list[str] = field(default_factory=list)
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: list[str] = field(default_factory=list)  # key[=value]:effect
+    queue: str | None = None  # of Kueue
+    memory: str | None = None  # of each worker, e.g. 64Gi
+    head_cpus: int = 2
+    head_memory: str = "8Gi"
+    user_id: int = 1000  # nobody's root
+    wait_seconds: int = 3600  # for the pods; a RayJob without resources never fails by itself
+    max_seconds: int = 86400  # of the whole job
+
+    def __post_init__(self) -> None:
+        """Names of Kubernetes, quantities, positive counts."""
+        for key in ("volume_claim", "namespace", "service_account", "secret", "queue"):
+            value = getattr(self, key)
+            is_name = value is None or DNS_NAME.fullmatch(value) is not None
+            require(is_name, f"cluster.kuberay.{key}", value, "a name of a-z, 0-9, - and .")
+        for name in self.pull_secrets:
+            is_name = DNS_NAME.fullmatch(name) is not None
+            require(is_name, "cluster.kuberay.pull_secrets", name, "names of a-z, 0-9, - and .")
+        for key in ("image", "code"):
+            value = getattr(self, key)
+            is_path = value is None or re.fullmatch(r"[A-Za-z0-9_./:@-]+", value) is not None
+            require(is_path, f"cluster.kuberay.{key}", value, "letters, digits and _ . / : @ -")
+        for key in ("memory", "head_memory"):
+            value = getattr(self, key)
+            is_size = value is None or re.fullmatch(r"\d+(\.\d+)?[KMGT]i?", value) is not None
+            require(is_size, f"cluster.kuberay.{key}", value, "a quantity, e.g. 64Gi")
+        for text in self.tolerations:
+            is_known = TOLERATION.fullmatch(text) is not None
+            require(is_known, "cluster.kuberay.tolerations", text, "key[=value]:NoSchedule")
+        for key in ("head_cpus", "user_id", "wait_seconds", "max_seconds"):
+            value = getattr(self, key)
+            require(value >= 1, f"cluster.kuberay.{key}", value, "1 or more")
+
+
+@dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     """Where a run runs. workers null: all devices (on CPU one worker uses all cores of a node)."""
 
@@ -60,6 +111,7 @@ class ClusterConfig:
     python: str = "python"  # what runs Python on the nodes
     submit: bool = True  # slurm, kuberay: hand the file over; false: write it, and say how
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    kuberay: KubeRayConfig = field(default_factory=KubeRayConfig)
     # How long a worker waits for the others; then the attempt ends, and the next one resumes.
     collective_timeout_seconds: float = 300.0
 

@@ -78,6 +78,15 @@ def contents_of(config: RunConfig, *, here: Path) -> Contents:
     return contents
 
 
+def named_files(config: RunConfig, *, here: Path) -> list[tuple[str, Path]]:
+    """Keys and local files that a configuration names."""
+    return [
+        (key, here / value)
+        for key, value in _paths(plain(config))
+        if key.rsplit(".", 1)[-1] in FILE_KEYS and (here / value).exists()
+    ]
+
+
 def _code() -> dict[str, Path]:
     found = {"launch.py": ROOT / "launch.py"}
     for package in PACKAGES:

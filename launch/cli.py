@@ -205,10 +205,11 @@ def run(config: RunConfig, *, exp: str | None, command: str) -> int:
         from launch.submission import submit
 
         return submit(checked, here=Path.cwd())
-    if config.cluster.name == "slurm" and not config.dry_run:
-        from launch import slurm
+    if config.cluster.name in ("slurm", "kuberay") and not config.dry_run:
+        from launch import kuberay, slurm
 
-        return slurm.submit(checked, here=Path.cwd())
+        hand_over = slurm.submit if config.cluster.name == "slurm" else kuberay.submit
+        return hand_over(checked, here=Path.cwd())
     return run_checked(checked, console_for())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from conf.choices import Device
 from conf.clusters import ClusterConfig
 from conf.devices import DEVICES
-from conf.errors import ClusterError, NotBuiltYet
+from conf.errors import ClusterError
 from launch import watchdog
 from launch.placement import Machine
 from launch.ray_cluster import (
@@ -35,6 +35,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+ASKED_FOR = ("slurm", "kuberay")  # whose machine is what the configuration asks for
 _watchdog: list[subprocess.Popen[bytes]] = []
 # What every process of a run gets. Telemetry is off: a run says nothing to anyone.
 ENVIRONMENT = {
@@ -57,14 +58,8 @@ def check_cluster(config: ClusterConfig) -> None:
     """Refuse a cluster that cannot be reached yet, or that has too little. Starts nothing."""
     if config.name == "ray":
         return check_ray(config)
-    if config.name == "slurm":
-        return _check_slurm(config)
-    if config.name != "local":
-        raise NotBuiltYet(
-            f"cluster={config.name}",
-            instead="run on this machine with cluster=local (the default), or on a Ray cluster that"
-            " is there with cluster=ray cluster.address=http://HEAD:8265",
-        )
+    if config.name in ASKED_FOR:
+        return _check_asked_for(config)
     for key in ("address", "storage"):
         if getattr(config, key) is not None:
             raise ClusterError(
@@ -92,8 +87,10 @@ def check_cluster(config: ClusterConfig) -> None:
         )
 
 
-def _check_slurm(config: ClusterConfig) -> None:
+def _check_asked_for(config: ClusterConfig) -> None:
     """Refuse a job whose devices are not said: the machine that asks is not the one that runs.
+
+    A RayJob also needs an image, and a volume with the directory where it is mounted.
 
     Raises:
         ClusterError: with the key.
@@ -112,11 +109,30 @@ def _check_slurm(config: ClusterConfig) -> None:
             expected="accelerators of a node (with cluster.device=cpu: its cores)",
             remedy="write cluster.devices_per_node=8",
         )
+    if config.name != "kuberay":
+        return
+    needed = {"cluster.kuberay.image": config.kuberay.image}
+    needed["cluster.kuberay.volume_claim"] = config.kuberay.volume_claim
+    for key, value in needed.items():
+        if value is None:
+            raise ClusterError(
+                key,
+                found="nothing",
+                expected="a name: pods start from an image, and runs lie on a volume",
+                remedy=f"write {key}=NAME",
+            )
+    if not (config.storage and config.storage.startswith("/")):
+        raise ClusterError(
+            "cluster.storage",
+            found=config.storage or "nothing",
+            expected="the absolute directory where the volume is mounted in every pod",
+            remedy="write cluster.storage=/storage",
+        )
 
 
 def machine_for(config: ClusterConfig) -> Machine:
     """What a run has to run on: this machine, the cluster at an address, or the nodes asked for."""
-    if config.name == "slurm":
+    if config.name in ASKED_FOR:
         return planned_machine(config)
     if config.name != "ray":
         return local_machine(config)

@@ -72,7 +72,7 @@ def test_no_item_that_judges_is_trained(run: Path) -> None:
     (path,) = run.parent.glob(".cache/jobs/*/rows.jsonl")
     ids = {row.item_id.split(":")[1] for row in read_rows(path)}
     assert {items.get(i) for i in ids} == {"train", None}  # None: items of other sources
-    assert {split for split in items.values()} == {"train", "validation", "test", "instructions"}
+    assert set(items.values()) >= {"train", "validation", "test", "instructions", "steering"}
 
 
 def test_base_and_tuned_weights_are_asked_the_requests(run: Path) -> None:

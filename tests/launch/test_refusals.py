@@ -129,7 +129,7 @@ def test_an_unset_required_value_is_named() -> None:
         (["+exp=zero_shot", "engine=openai"], "engine.base_url"),
         (["+exp=zero_shot", "cluster=ray"], "cluster.address"),
         (["+exp=zero_shot", "cluster=ray", "cluster.address=http://h:1"], "cluster.storage"),
-        (["+exp=zero_shot", "cluster=kuberay"], "cluster=kuberay"),
+        (["+exp=zero_shot", "cluster=kuberay"], "cluster.device"),
         (["+exp=zero_shot", "cluster.nodes=2"], "cluster.nodes"),
         (["+exp=zero_shot", "cluster.device=cuda"], "cluster.device"),
         (["+exp=instruction", "arms.instruction.sources.mine.path=none.json"], "none.json"),

@@ -236,7 +236,7 @@ CPU = ("cluster=slurm", "cluster.device=cpu", "cluster.devices_per_node=1")
 def test_refused_before_anything_is_queued(
     tmp_path: Path, arguments: tuple[str, ...], found: str
 ) -> None:
-    env = {**os.environ, "PATH": "/usr/bin:/bin"}
+    env = {**os.environ, "PATH": str(tmp_path)}
     done = launched("+exp=smoke", *arguments, f"run.root={tmp_path}", env=env)
     assert done.returncode == 2 and found in done.stdout + done.stderr
 

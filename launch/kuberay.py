@@ -1,0 +1,244 @@
+"""`cluster=kuberay`: a RayJob for Kubernetes, written, checked and handed to `kubectl`.
+
+The operator pastes a job's entrypoint into a shell of its own, and Ray into another, so what was
+typed crosses as base64 of JSON, which no shell changes (launch/typed_elsewhere.py reads it). It is
+readable in an annotation. Everything else is a value of YAML that a library writes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from conf.clusters import TOLERATION, ClusterConfig, KubeRayConfig
+from conf.errors import EXIT_DONE, ClusterError
+from launch.archive import named_files
+from launch.overrides import key_of
+from launch.preflight import Checked
+from launch.ray_cluster import HERE
+from launch.submission import NOTES
+
+RAY_VERSION = "2.60.0"
+KEPT_SECONDS = 600  # a finished RayJob stays so long, for `kubectl describe`
+OVER = ("Complete", "Failed")
+MOVED = ("cluster", "cluster.submit", "cluster.python", "cluster.address", "run.root", "run.name")
+OWN = "cluster.kuberay."  # of the manifest only
+JSON = dict[str, Any]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class RayJob:
+    """What a manifest is rendered from. arguments: of launch.py; storage: where the volume is."""
+
+    run: str
+    arguments: tuple[str, ...]
+    cluster: ClusterConfig
+
+    @property
+    def name(self) -> str:
+        """A name that Kubernetes takes, at most 47 characters, and no other run's."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.run.lower()).strip("-")[:38].strip("-") or "run"
+        return f"{slug}-{hashlib.sha256(self.run.encode()).hexdigest()[:8]}"
+
+    @property
+    def entrypoint(self) -> str:
+        """What Ray runs on the head: characters that no shell changes."""
+        kuberay, python = self.cluster.kuberay, self.cluster.python
+        packed = base64.b64encode(json.dumps(self.arguments).encode()).decode()
+        return f"{python} {kuberay.code}/launch/typed_elsewhere.py {packed}"
+
+
+def rayjob_of(checked: Checked) -> RayJob:
+    """The job that runs what was typed, with its run on the volume."""
+    typed = shlex.split(checked.command)[2:]
+    kept = [a for a in typed if key_of(a) not in MOVED and not key_of(a).startswith(OWN)]
+    storage = checked.config.cluster.storage
+    arguments = (
+        *kept,
+        *("cluster=ray", f"cluster.address={HERE}"),
+        *(f"run.root={storage}", f"run.name={checked.name}"),
+    )
+    return RayJob(run=checked.name, arguments=arguments, cluster=checked.config.cluster)
+
+
+def manifest(job: RayJob) -> JSON:
+    """The RayJob (pure): all workers or none, deadlines for waiting and for running, no retries."""
+    kuberay = job.cluster.kuberay
+    labels = {"app.kubernetes.io/name": "crossover"}
+    if kuberay.queue is not None:
+        labels["kueue.x-k8s.io/queue-name"] = kuberay.queue
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {
+            "name": job.name,
+            "namespace": kuberay.namespace,
+            "labels": labels,
+            "annotations": {"crossover/run": job.run, "crossover/typed": shlex.join(job.arguments)},
+        },
+        "spec": {
+            "entrypoint": job.entrypoint,
+            "submissionMode": "K8sJobMode",
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": KEPT_SECONDS,
+            "activeDeadlineSeconds": kuberay.max_seconds,
+            "preRunningDeadlineSeconds": kuberay.wait_seconds,
+            "backoffLimit": 0,
+            "rayClusterSpec": {
+                "rayVersion": RAY_VERSION,
+                "authOptions": {"mode": "token"},
+                "headGroupSpec": {
+                    "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
+                    "template": _pod(job, "ray-head", _head_resources(kuberay)),
+                },
+                "workerGroupSpecs": [_workers(job)],
+            },
+        },
+    }
+
+
+def _workers(job: RayJob) -> JSON:
+    nodes = job.cluster.nodes
+    return {
+        "groupName": "workers",
+        **{key: nodes for key in ("replicas", "minReplicas", "maxReplicas")},
+        "rayStartParams": {},
+        "template": _pod(job, "ray-worker", _worker_resources(job.cluster)),
+    }
+
+
+def _head_resources(kuberay: KubeRayConfig) -> dict[str, str]:
+    return {"cpu": str(kuberay.head_cpus), "memory": kuberay.head_memory}
+
+
+def _worker_resources(cluster: ClusterConfig) -> dict[str, str]:
+    kind = "cpu" if cluster.device.name == "cpu" else "nvidia.com/gpu"
+    found = {kind: str(cluster.devices_per_node)}
+    if cluster.kuberay.memory is not None:
+        found["memory"] = cluster.kuberay.memory
+    return found
+
+
+def _pod(job: RayJob, name: str, resources: dict[str, str]) -> JSON:
+    kuberay = job.cluster.kuberay
+    container: JSON = {
+        "name": name,
+        "image": kuberay.image,
+        "workingDir": kuberay.code,
+        "resources": {"limits": resources, "requests": resources},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "storage", "mountPath": job.cluster.storage}],
+    }
+    if kuberay.secret is not None:
+        container["envFrom"] = [{"secretRef": {"name": kuberay.secret}}]
+    spec: JSON = {
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": kuberay.user_id,
+            "fsGroup": kuberay.user_id,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "storage", "persistentVolumeClaim": {"claimName": kuberay.volume_claim}}
+        ],
+    }
+    if kuberay.service_account is not None:
+        spec["serviceAccountName"] = kuberay.service_account
+    if kuberay.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret} for secret in kuberay.pull_secrets]
+    if kuberay.node_selector:
+        spec["nodeSelector"] = dict(kuberay.node_selector)
+    if kuberay.tolerations:
+        spec["tolerations"] = [_toleration(text) for text in kuberay.tolerations]
+    return {"spec": spec}
+
+
+def _toleration(text: str) -> dict[str, str]:
+    found = TOLERATION.fullmatch(text)
+    assert found is not None, "checked with the configuration"
+    value = found["value"]
+    how = {"operator": "Exists"} if value is None else {"operator": "Equal", "value": value}
+    return {"key": found["key"], **how, "effect": found["effect"]}
+
+
+def check_files(checked: Checked, *, here: Path) -> None:
+    """Refuse files of this machine that no pod sees.
+
+    Raises:
+        ClusterError: with the key and the file.
+    """
+    storage = Path(checked.config.cluster.storage or "/")
+    for key, path in named_files(checked.config, here=here):
+        if not path.absolute().is_relative_to(storage):
+            raise ClusterError(
+                key,
+                found=f"{path}, which no pod sees",
+                expected=f"a file on the volume, below {storage}",
+                remedy="copy it there and write its path there",
+            )
+
+
+def submit(checked: Checked, *, here: Path) -> int:
+    """Write the manifest, and create the RayJob unless it waits or runs already.
+
+    Raises:
+        ClusterError: a file that no pod sees; `kubectl` is not here, or it refuses.
+    """
+    check_files(checked, here=here)
+    job = rayjob_of(checked)
+    path = Path(checked.config.run.root) / NOTES / f"{checked.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(manifest(job), sort_keys=False), encoding="utf-8")
+    create = ["kubectl", "create", "-f", str(path)]
+    if not checked.config.cluster.submit:
+        print(f"Written: {path}\nCreate it with: {shlex.join(create)}")
+        return EXIT_DONE
+    if shutil.which("kubectl") is None:
+        raise ClusterError(
+            "cluster=kuberay",
+            found="no kubectl on this machine",
+            expected="a machine that may create RayJobs",
+            remedy="add cluster.submit=false to write the manifest only",
+        )
+    named = [f"rayjob/{job.name}", "-n", job.cluster.kuberay.namespace]
+    asked = ["kubectl", "get", *named, "--ignore-not-found"]
+    status = _output([*asked, "-o", "jsonpath={.metadata.name}/{.status.jobDeploymentStatus}"])
+    name, _, state = status.strip().partition("/")
+    if name and state not in OVER:
+        print(f"RayJob {job.name} does this already.")
+    else:
+        if name:
+            _output(["kubectl", "delete", *named, "--wait"])
+        _output(create)
+        print(f"Created RayJob {job.name}.")
+    print(
+        f"See it: kubectl describe {shlex.join(named)}\nStop it: kubectl delete {shlex.join(named)}"
+    )
+    return EXIT_DONE
+
+
+def _output(command: Sequence[str]) -> str:
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        raise ClusterError(
+            "cluster=kuberay",
+            found=f"{shlex.join(command[:2])} refused: {found.stderr.strip()[:300]}",
+            expected="a RayJob that the cluster takes",
+            remedy="change cluster.kuberay.* as it says; the KubeRay operator must be installed",
+        )
+    return found.stdout
