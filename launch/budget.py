@@ -1,4 +1,8 @@
-"""`budget.*`: caps on the whole run, checked before it, before each job and as records come in."""
+"""`budget.*`: caps on the whole run, checked before it, before each job and as records come in.
+
+The whole run is all its invocations: what a killed or stopped one spent counts when the command is
+typed again (launch/spending.py).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from launch.placement import Machine
 from launch.planned import SEARCH_KINDS, Job, Plan
 from launch.rates import price_of
 from launch.search_estimate import check_sweep_budget
+from launch.spending import Spending
 
 # In a run's directory: what hosted models were paid, and what is set aside for requests under way.
 ENDPOINT_SPEND = "endpoint_spend.jsonl"
@@ -28,17 +33,37 @@ class Budget:
     device_seconds: float = 0.0
     hosted_usd: float = 0.0  # for tokens
     endpoint_spend: Path | None = None  # the file that all requests to hosted models go by
+    spending: Spending | None = None  # over all invocations; None: of this one alone
     started: float = field(default_factory=time.monotonic)
 
-    def spend(self, device_seconds: float) -> None:
-        """Count device-seconds as their records come in."""
-        self.device_seconds += device_seconds
+    def __post_init__(self) -> None:
+        """Begin with what earlier invocations spent."""
+        if self.spending is not None:
+            self.device_seconds += self.spending.before.device_seconds
+            self.hosted_usd += self.spending.before.hosted_usd
 
-    def spend_line(self, line: LedgerLine) -> None:
+    def spend(
+        self, device_seconds: float, *, job: str | None = None, hosted_usd: float = 0.0
+    ) -> None:
+        """Count device-seconds, or a price in USD, as their records come in. job: its key."""
+        self.device_seconds += device_seconds
+        self.hosted_usd += hosted_usd
+        if self.spending is not None:
+            self.spending.add(job=job, device_seconds=device_seconds, hosted_usd=hosted_usd)
+
+    def spend_line(self, line: LedgerLine, *, job: str | None = None) -> None:
         """Count a ledger line: tokens of hosted models are paid for where no device works."""
-        self.spend(line.device_seconds)
-        if not line.device_seconds and not line.is_reused:
-            self.hosted_usd += line.usd or 0.0
+        is_hosted = not line.device_seconds and not line.is_reused
+        self.spend(line.device_seconds, job=job, hosted_usd=line.usd or 0.0 if is_hosted else 0.0)
+
+    def begin_job(self, job: str, device_seconds: float) -> None:
+        """A job starts, of which records of so many device-seconds are kept from before."""
+        if self.spending is None:
+            return
+        unseen = self.spending.unseen(job, device_seconds)
+        self.spending.begin(job)
+        if unseen:
+            self.spend(unseen, job=job)
 
     def hosted_limit_usd(self) -> float | None:
         """What requests to hosted models may cost in all, devices being paid for; None: any."""
@@ -54,6 +79,8 @@ class Budget:
 
     def excess(self) -> str | None:
         """Why a running job has to stop, or None while there is budget left."""
+        if self.spending is not None:
+            self.spending.tick()
         return self._over(self.device_seconds, "spent")
 
     def _over(self, device_seconds: float, what: str) -> str | None:
@@ -66,6 +93,7 @@ class Budget:
             if usd > self.config.max_usd:
                 return f"budget.max_usd={self.config.max_usd:g}: {usd:.4f} USD {what}"
         wall = time.monotonic() - self.started
+        wall += self.spending.before.wall_seconds if self.spending is not None else 0.0
         if self.config.max_wall_seconds is not None and wall > self.config.max_wall_seconds:
             return f"budget.max_wall_seconds={self.config.max_wall_seconds:g}: {wall:.0f} s passed"
         return None

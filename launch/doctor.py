@@ -1,4 +1,7 @@
-"""`python -m launch.doctor`: what this machine has, and what would be refused."""
+"""`python -m launch.doctor`: what this machine has, and what would be refused.
+
+`--bundle RUN` packs what a helper needs to see of a run (launch/doctor_bundle.py).
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ from conf.schema import RunConfig
 from launch.cli import guarded
 from launch.cluster import local_machine, num_accelerators
 from launch.compose import compose_config
+from launch.doctor_bundle import write_bundle
 from launch.placement import model_dtype
 from launch.provenance import PACKAGES
 
 GIB = 2**30
 KERNELS_FLAG = "--kernels"
+BUNDLE_FLAG = "--bundle"
 KERNELS_SECONDS = 50  # of the minute that a doctor may take
 MIN_FREE_BYTES = 5 * GIB  # two full checkpoints of the embedded model, three times over
 
@@ -148,4 +153,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [KERNELS_FLAG]:
         print(json.dumps(kernel_lines(*sys.argv[2:])))
         sys.exit(0)
+    if sys.argv[1:2] == [BUNDLE_FLAG]:
+        sys.exit(guarded(lambda: write_bundle(Path(sys.argv[2] if len(sys.argv) == 3 else "RUN"))))
     sys.exit(guarded(lambda: doctor(sys.argv[1:])))

@@ -35,7 +35,7 @@ from evaluation.mix import Mix
 from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
 from evaluation.tasks import Task
-from launch import cluster, train_workers, workers
+from launch import cluster, train_workers, worker_log, workers
 from launch.attempts import each_step_once
 from launch.budget import Budget
 from launch.checkpoints import best_point, point_checkpoint, verified
@@ -138,7 +138,7 @@ class Executor:
         name = next(n for n, p in self.places.items() if p.key == job.key)
         yield Progress(done=0, total=1, unit="models", note="preparing the model, about 30 s")
         texts = [i.input for split in ("train", "validation") for i in self.task.items[split]]
-        with _IN_THIS_PROCESS, workers.logged(self.log_directory(job) / "0.log"):
+        with _IN_THIS_PROCESS, worker_log.logged(self.log_directory(job) / "0.log"):
             make_ready(self.arms[name].model, self.places[name], texts=texts)
         yield Progress(done=1, total=1, unit="models")
 

@@ -26,8 +26,8 @@ from launch.cli import CONF, console_for, explained, run_checked, typed
 from launch.combinations import Combination, combinations
 from launch.overrides import experiment_of, rewrite
 from launch.preflight import Checked, check
-from launch.runs import joined
 from launch.sweep_report import Sweep, SweepRun, show, write
+from launch.together import joined
 
 if TYPE_CHECKING:
     from launch.run import Run

@@ -42,7 +42,7 @@ def write_facts(checked: Checked, run: RunDirectory) -> None:
             "command": checked.command,
             "label_places": [] if checked.labels is None else plain(checked.labels.places),
             **_commit(),
-            "versions": _versions(),
+            "versions": versions(),
             "hardware": {
                 "name": checked.machine.name,
                 "device": checked.machine.device,
@@ -84,7 +84,8 @@ def _directory(checked: Checked) -> str | None:
     return str(place.path.relative_to(here) if place.path.is_relative_to(here) else place.path)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run computes."""
     found = {}
     for name in PACKAGES:
         try:

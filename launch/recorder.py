@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from launch.attempts import (
     whole,
 )
 from launch.budget import Budget
+from launch.errors_file import clear_job_error, write_job_error
 from launch.judge import tell_cancelled
 from launch.planned import TRAINING_KINDS, Job
 from launch.preflight import Checked
 from launch.scheduler import JobState
-from launch.store import JobDirectory, RunDirectory, link_tree, renamed, write_json
+from launch.store import JobDirectory, RunDirectory, link_tree, renamed
 from launch.tracking import Tracker
 from training.state import remove_states
 
@@ -61,9 +63,11 @@ class Recorder:
         directory = JobDirectory(self.checked.root, job.key)
         kept = directory.begin(keeps_records=job.kind in RESUMABLE)
         self._jobs[job.id] = directory
+        clear_job_error(self.run.path / "logs", job.id)
         self.run.journal("job_started", job=job.id, arm=job.arm, data={"attempt": state.attempts})
         if state.attempts == 1:
             self._paid[job.id] = {e for e in kept if isinstance(e, Paid)}
+            self.budget.begin_job(job.key, paid_device_seconds(job, kept))
         for event in kept:
             # The bill is stated anew with each start; this invocation's own records are there.
             if isinstance(event, LedgerLine) or state.attempts == 1:
@@ -118,14 +122,14 @@ class Recorder:
         seconds = time.monotonic() - (state.started or time.monotonic())
         self.tracker.event(job.arm, shown, job_seconds=seconds, devices=job.devices)
         if isinstance(event, LedgerLine):
-            self.budget.spend_line(event)
+            self.budget.spend_line(event, job=job.key)
         elif isinstance(event, RungRecord) and job.kind in TRAINING_KINDS:
-            self.budget.spend(event.device_seconds)
+            self.budget.spend(event.device_seconds, job=job.key)
 
     def _on_step(self, state: JobState, record: TrainRecord) -> None:
         """A training step; one that was there before makes it, and those after it, void."""
         job = state.job
-        self.budget.spend(record.device_seconds)
+        self.budget.spend(record.device_seconds, job=job.key)
         self._jobs[job.id].append(record)
         void = self._steps[job.id].add(record)
         shown = renamed(record, job=job.id, arm=job.arm, is_reused=False)
@@ -219,15 +223,14 @@ class Recorder:
             },
         )
         if state.status == "failed":
-            error = {
-                "job": job.id,
-                "arm": job.arm,
-                "exception": type(state.error).__name__,
-                "message": state.reason,
-                "remedy": remedy or f"see {self.run.path}/logs/{job.id.replace(':', '-')}/",
-                "attempts": state.attempts,
-            }
-            write_json(self.run.path / "logs" / job.id.replace(":", "-") / "error.json", error)
+            write_job_error(
+                self.run.path / "logs",
+                job=job.id,
+                arm=job.arm,
+                error=state.error,
+                reason=state.reason,
+                attempts=state.attempts,
+            )
 
     def _bill_unfinished(self, job: Job, directory: JobDirectory) -> None:
         """State what a training that did not finish has spent; a later one states it anew."""
@@ -254,6 +257,18 @@ class Recorder:
     def ask_to_stop(self, job: Job) -> None:
         """Let a training save its state and stop."""
         ask_to_stop(JobDirectory(self.checked.root, job.key).points)
+
+
+def paid_device_seconds(job: Job, kept: Iterable[Any]) -> float:
+    """What the records of earlier attempts took: a training's steps, redone ones, others' bills."""
+    is_training = job.kind in TRAINING_KINDS
+    steps = (TrainRecord, RungRecord) if is_training else ()
+    return sum(
+        e.device_seconds
+        for e in kept
+        if isinstance(e, steps)
+        or (isinstance(e, LedgerLine) and (not is_training or e.purpose == "redone"))
+    )
 
 
 def show_checkpoints(checked: Checked, run: RunDirectory, job: Job) -> None:

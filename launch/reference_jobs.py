@@ -12,7 +12,8 @@ from evaluation.linear_probe import FEATURES_FILE
 from evaluation.tasks import Task
 from launch.placement import Machine, dtype_name
 from launch.planned import Job
-from launch.workers import logged, run_reference
+from launch.worker_log import logged
+from launch.workers import run_reference
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)

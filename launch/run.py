@@ -31,9 +31,10 @@ from launch.planned import Job
 from launch.preflight import Checked
 from launch.provenance import write_facts
 from launch.recorder import Recorder, is_finished, replay
-from launch.runs import Member, Runs, joined
 from launch.scheduler import JobState, Scheduler
+from launch.spending import Spending
 from launch.store import RunDirectory
+from launch.together import Member, Runs, joined
 from launch.tracking import Tracker
 from training.job import TrainingStopped, WorkerLost
 
@@ -171,6 +172,7 @@ def _run_pending(runs: list[Run], console: Console) -> None:
         config=first.config.budget,
         pricing=first.config.pricing,
         endpoint_spend=runs[0].directory.path.resolve() / ENDPOINT_SPEND,
+        spending=Spending(runs[0].directory.path),
     )
     evaluators = Evaluators(machine=first.machine)
     members = {run.prefix: _member(run, budget, evaluators) for run in runs}

@@ -1,156 +1,140 @@
-"""The runs of one invocation as the scheduler sees them: one plan, one listener, one end.
-
-`python launch.py ..` has one run, `-m` has several. Each keeps its own records; jobs, devices,
-budget, screen and Ctrl-C are common.
-"""
+"""`python -m launch.runs [ROOT] [--json]`: the runs below a directory, the newest first."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import datetime
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from conf.errors import BudgetReached
-from launch.budget import Budget
-from launch.live import Live
-from launch.plan import one_after_another
-from launch.planned import Job, Plan
-from launch.recorder import Recorder
-from launch.scheduler import JobState
-from training.job import TrainingStopped
+from rich.console import Console
+from rich.table import Table
+
+from conf.errors import ConfigError, DataError
+from launch.cli import guarded
+from launch.run_state import age, view_run
+
+ROOT = "outputs"
+LINE_CHARACTERS = 200
+# A directory with one of these is a run, or was one.
+SIGNS = ("plan.json", "config.json", "journal.jsonl", "results.json")
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Member:
-    """One run: its own plan, who writes its records, runs its jobs, and finds some not worth it."""
+class Row:
+    """One run. when: last sign of life, seconds since the epoch. note: what is damaged."""
 
-    plan: Plan
-    recorder: Recorder
-    run_job: Callable[[Job], Iterator[Any]]
-    why_cancelled: Callable[[Job], str | None] = lambda job: None
+    run: str
+    status: str
+    exp: str | None = None
+    task: str | None = None
+    device_seconds: float | None = None
+    usd: float | None = None
+    verdict: str | None = None
+    arm: str | None = None
+    when: float | None = None
+    note: str = ""
 
 
-def joined(plans: Mapping[str, Plan]) -> Plan:
-    """All jobs of several plans, run after run; a job that several have runs once.
+def rows(root: Path) -> list[Row]:
+    """All runs directly below a directory, the newest first; a damaged one is a row as well.
 
-    Args:
-        plans: by prefix, which goes before the names of its jobs and arms: "2/" makes
-            `2/evaluate:lora` of arm `2/lora`. "" where there is one run.
+    Raises:
+        DataError: there is no such directory.
     """
-    jobs = [_prefixed(job, prefix) for prefix, plan in plans.items() for job in plan.jobs]
-    return Plan(jobs=one_after_another(jobs))
+    if not root.is_dir():
+        raise DataError(
+            str(root),
+            found="no directory",
+            expected="a run.root, below which runs lie",
+            remedy="python -m launch.runs outputs",
+        )
+    found = [
+        _row(path)
+        for path in root.iterdir()
+        if path.is_dir() and any((path / sign).is_file() for sign in SIGNS)
+    ]
+    return sorted(found, key=lambda row: (-(row.when or 0.0), row.run))
 
 
-def _prefixed(job: Job, prefix: str) -> Job:
-    return dataclasses.replace(
-        job,
-        id=prefix + job.id,
-        arm=None if job.arm is None else prefix + job.arm,
-        depends_on=tuple(prefix + name for name in job.depends_on),
-        after=tuple(prefix + name for name in job.after),
-    )
+def _row(run: Path) -> Row:
+    try:
+        view = view_run(run)
+        stored = _json(run / "config.json")
+        results = _json(run / "results.json") if (run / "results.json").exists() else {}
+        choice = results.get("recommendation") or {}
+        return Row(
+            run=run.name,
+            status=view.status,
+            exp=stored["exp"],
+            task=stored["task"]["name"],
+            device_seconds=view.spent.device_seconds if view.spent else None,
+            usd=view.usd,
+            verdict=choice.get("verdict"),
+            arm=choice.get("arm"),
+            when=view.heartbeat,
+        )
+    except DataError as error:
+        problem = error.found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    when = max(p.stat().st_mtime for p in [run, *run.glob("*.json*")])
+    return Row(run=run.name, status="damaged", when=when, note=problem)
 
 
-@dataclass(kw_only=True, slots=True)
-class Runs:
-    """The scheduler's listener: tells the run a job belongs to, and says when all of them end.
+def _json(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is no object")
+    return value
 
-    Args:
-        members: the runs by prefix.
-        budget: what all of them may spend together.
-        live: the one screen.
-        halt: why the runs end as soon as trainings have saved.
-    """
 
-    members: Mapping[str, Member]
-    budget: Budget
-    live: Live
-    halt: BaseException | None = None
-    _owners: dict[str, tuple[Member, Job]] = field(init=False)
-    _is_stopping: bool = False
+def table(found: list[Row]) -> Table:
+    """The rows for a screen; what is not known is "-"."""
+    shown = Table(box=None, pad_edge=False)
+    for name in ("run", "status", "task", "USD", "device-s", "verdict", "when"):
+        justify: Literal["left", "right"] = "right" if name in ("USD", "device-s") else "left"
+        shown.add_column(name, justify=justify, overflow="fold", no_wrap=name in ("run", "when"))
+    for row in found:
+        verdict = row.verdict or row.note or "-"
+        when = "-"
+        if row.when is not None:
+            stamp = datetime.datetime.fromtimestamp(row.when).isoformat(" ", "minutes")
+            when = f"{stamp}, {age(row.when)}"
+        shown.add_row(
+            row.run,
+            row.status,
+            row.task or "-",
+            "-" if row.usd is None else f"{row.usd:.4f}",
+            "-" if row.device_seconds is None else f"{row.device_seconds:.0f}",
+            verdict,
+            when,
+        )
+    return shown
 
-    def __post_init__(self) -> None:
-        """Note whose job each is, and what its run calls it."""
-        self._owners = {
-            prefix + job.id: (member, job)
-            for prefix, member in self.members.items()
-            for job in member.plan.jobs
-        }
 
-    def run_job(self, job: Job) -> Iterator[Any]:
-        """The events of a job, from the run it belongs to."""
-        member, own = self._owners[job.id]
-        return member.run_job(own)
+def main(arguments: list[str]) -> int:
+    """Print the table, or JSON: a list of rows."""
+    places = [a for a in arguments if a != "--json"]
+    if len(places) > 1 or any(p.startswith("-") for p in places):
+        raise ConfigError(
+            "python -m launch.runs",
+            found=" ".join(arguments),
+            expected="at most one directory, and --json",
+            remedy=f"python -m launch.runs {ROOT} --json",
+        )
+    found = rows(Path(places[0] if places else ROOT))
+    if "--json" in arguments:
+        print(json.dumps([asdict(row) for row in found], indent=1))
+    else:
+        console = Console()
+        if not console.is_terminal:  # a file or a pipe cuts no line
+            console.width = LINE_CHARACTERS
+        console.print(table(found) if found else "no runs there yet")
+    return 0
 
-    def _own(self, state: JobState) -> tuple[Recorder, JobState]:
-        member, job = self._owners[state.job.id]
-        return member.recorder, dataclasses.replace(state, job=job)
 
-    def on_start(self, state: JobState) -> None:
-        """A job was started."""
-        recorder, own = self._own(state)
-        recorder.on_start(own)
-        self.live.start(state)
-
-    def on_event(self, state: JobState, event: Any) -> None:
-        """A running job yielded an event."""
-        recorder, own = self._own(state)
-        self.live.event(state, event)
-        recorder.on_event(own, event)
-
-    def on_retry(self, state: JobState) -> None:
-        """An attempt was lost."""
-        recorder, own = self._own(state)
-        recorder.on_retry(own)
-        self.live.note(f"{state.job.id}: {state.reason}")
-
-    def on_end(self, state: JobState) -> None:
-        """A job is over."""
-        recorder, own = self._own(state)
-        recorder.on_end(own)
-        self.live.end(state)
-
-    def refusal(self, job: Job) -> str | None:
-        """Why a job may not start: the runs are ending, or their budget is spent."""
-        return str(self.halt) if self.halt is not None else self.budget.refusal(job)
-
-    def why_cancelled(self, job: Job) -> str | None:
-        """Why a job is not worth running in the run it belongs to."""
-        member, own = self._owners[job.id]
-        return member.why_cancelled(own)
-
-    def why_stopped(self, error: BaseException) -> str | None:
-        """Why a training stopped, where it was asked to from here; or that a ceiling is reached."""
-        if isinstance(error, BudgetReached):
-            return str(error)
-        if self.halt is not None and isinstance(error, TrainingStopped):
-            return f"{self.halt}; {error}"
-        return None
-
-    def on_tick(self, states: dict[str, JobState]) -> None:
-        """Let the screen move, and end the runs where they have to.
-
-        An evaluation goes on from its records, so it ends at once; a training that has made steps
-        saves its state first.
-
-        Raises:
-            BudgetReached, KeyboardInterrupt: what `halt` says, once nothing has to be saved.
-        """
-        self.live.tick(states)
-        running = [s.job for s in states.values() if s.status == "running"]
-        reason = self.budget.excess()
-        if self.halt is None and reason is not None and running:
-            self.halt = BudgetReached(reason)
-        is_done = all(s.is_over and s.status != "stopped" for s in states.values())
-        if self.halt is None or is_done:
-            return
-        owners = [self._owners[job.id] for job in running]
-        saving = [(m.recorder, own) for m, own in owners if m.recorder.has_stepped(own)]
-        if not saving:
-            raise self.halt
-        if not self._is_stopping:
-            self._is_stopping = True
-            self.live.note(f"{self.halt}: the training saves its state and stops; Ctrl-C: now")
-        for recorder, own in saving:
-            recorder.ask_to_stop(own)
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

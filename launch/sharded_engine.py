@@ -31,7 +31,8 @@ from evaluation.rendering import Renderer
 from evaluation.shards import shards
 from evaluation.tasks import Task
 from launch.estimate import PROMPT_ROWS_PER_DECODED_TOKEN
-from launch.workers import gathered, logged
+from launch.worker_log import logged
+from launch.workers import gathered
 
 MAX_RESTARTS = 3  # of the process of one shard; what kills it every time is the request itself
 MAX_REASON = 300  # characters

@@ -3,75 +3,72 @@
 from __future__ import annotations
 
 import datetime
-import json
 import sys
-import time
 from pathlib import Path
 
-from conf.errors import DataError
-from conf.records import JournalEvent, from_dict
 from launch.cli import guarded
-from launch.store import read_lines
+from launch.run_state import JobView, RunView, age, view_run
 
 
 def status(run: Path) -> str:
-    """Jobs with their state, what was spent, and the last error, as text.
+    """Jobs with state, node and last heartbeat, what was spent, and the last error, as text.
 
     Raises:
         DataError: the directory is no run directory.
     """
-    if not (run / "plan.json").is_file():
-        raise DataError(
-            str(run),
-            found="no plan.json",
-            expected="a run directory",
-            remedy="python -m launch.status outputs/RUN",
-        )
-    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-    events = latest_attempt([from_dict(JournalEvent, d) for d in read_lines(run / "journal.jsonl")])
-    states = {e.job: e for e in events if e.event in STATES and e.job}
-    lines = [f"{run.name}: {_headline(events)}"]
-    for job in plan["jobs"]:
-        event = states.get(job["id"])
-        text = STATES[event.event] if event else "waiting"
-        if event and event.data.get("is_reused"):
-            text = "reused"
-        seconds = event.data.get("seconds") if event else None
-        lines.append(f"  {job['id']:<30} {text:<9}" + (f"{seconds:8.1f} s" if seconds else ""))
-    spent = sum(
-        e.data["device_seconds"] for e in events if e.event == "ledger" and not e.data["is_reused"]
-    )
-    lines.append(f"  spent: {spent:.0f} device-seconds in this attempt")
-    errors = [e for e in events if e.event == "job_failed"]
-    if errors:
-        lines.append(f"  last error: {errors[-1].job}: {errors[-1].data['error']}")
-    return "\n".join(lines)
+    view = view_run(run)
+    return "\n".join([f"{run.name}: {_headline(view)}", *map(_line, view.jobs), *_tail(view)])
 
 
-STATES = {
-    "job_started": "running",
-    "job_done": "done",
-    "job_failed": "failed",
-    "job_stopped": "stopped",
-    "job_cancelled": "left out",
-}
-
-
-def latest_attempt(events: list[JournalEvent]) -> list[JournalEvent]:
-    """The events since the command was last typed; finished jobs are journalled again each time."""
-    starts = [i for i, e in enumerate(events) if e.event == "run_started"]
-    return events[starts[-1] :] if starts else events
-
-
-def _headline(events: list[JournalEvent]) -> str:
-    if not events:
+def _headline(view: RunView) -> str:
+    if view.heartbeat is None:
         return "not started"
-    last = events[-1]
-    when = datetime.datetime.fromtimestamp(last.time).isoformat(sep=" ", timespec="seconds")
-    ends = [e for e in events if e.event == "run_finished"]
-    if ends:
-        return f"finished with exit code {ends[-1].data['exit_code']} at {when}"
-    return f"last event {time.time() - last.time:.0f} s ago, at {when}"
+    when = datetime.datetime.fromtimestamp(view.heartbeat).isoformat(sep=" ", timespec="seconds")
+    if view.exit_code is not None:
+        return f"finished with exit code {view.exit_code} ({view.status}) at {when}"
+    where = {
+        True: "its driver runs on this machine",
+        False: "no driver on this machine writes it",
+        None: "",
+    }[view.is_driver_here]
+    words = f"last heartbeat {age(view.heartbeat)}, at {when}"
+    return f"{words}; {where}" if where else words
+
+
+def _line(job: JobView) -> str:
+    parts = [f"  {job.id:<30} {job.state:<9}"]
+    if job.seconds:
+        parts.append(f"{job.seconds:8.1f} s")
+    elif job.state == "running":
+        parts.append(f"heartbeat {age(job.heartbeat)}")
+    if job.attempt is not None and job.attempt > 1:
+        parts.append(f"attempt {job.attempt}")
+    if job.nodes:
+        parts.append(f"on {', '.join(job.nodes)}")
+    return "  ".join(parts).rstrip()
+
+
+def _tail(view: RunView) -> list[str]:
+    lines = []
+    if view.spent is not None:
+        usd = "no price of a device-hour" if view.usd is None else f"{view.usd:.4f} USD"
+        lines.append(f"  spent: {view.spent.device_seconds:.0f} device-seconds, {usd}")
+    for job in view.jobs:
+        if job.lost is not None:
+            lines.append(f"  lost: {job.id}: {job.lost}")
+        if job.stacks:
+            lines.append(f"  stacks of {job.id}: {', '.join(map(str, job.stacks))}")
+    if view.errors:
+        last = view.errors[-1]
+        lines.append(f"  last error: {last.job}: {last.message}")
+        if last.node is not None:
+            rank = "" if last.global_rank is None else f", worker {last.global_rank}"
+            lines.append(f"    where:  {last.node}{rank}; {last.exception}, {age(last.time)}")
+        if last.remedy:
+            lines.append(f"    remedy: {last.remedy}")
+    if view.status == "broken off":
+        lines.append("  the command, typed again, goes on from here")
+    return lines
 
 
 def main(run: Path) -> int:

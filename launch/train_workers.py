@@ -24,7 +24,7 @@ from conf.records import Progress, from_dict
 from launch.attempts import stop_path, stream_line, stream_path
 from launch.pack_search import PackSearch, run_search
 from launch.placement import Machine
-from launch.workers import logged
+from launch.worker_log import beat, logged
 from training.job import TrainingStopped, TrainJob, WorkerLost
 
 # How Ray says that a process or node was lost; by name, for some are Ray Train's own.
@@ -42,7 +42,9 @@ LOST = (
 # What a worker's own exception says where it waited in vain for another one.
 CUT_OFF = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out")
 
-
+# Of the collective's timeout, after which a worker that makes no step dumps its stacks: before the
+# others give it up, and Ray ends them all.
+STALLED_SHARE = 0.8
 # Ends of our own after which another attempt goes on from the newest state.
 MENDABLE = ("TrainingStopped", "WorkerLost", "PeerLost")
 
@@ -69,6 +71,7 @@ class FileRuntime:
         Raises:
             WorkerLost: the file is gone, since a newer attempt has taken it in.
         """
+        beat()
         append_line(self._stream, stream_line(record, devices=self._devices))
         if isinstance(record, Progress):
             now = time.strftime("%H:%M:%S")
@@ -76,6 +79,7 @@ class FileRuntime:
 
     def should_save(self) -> bool:
         """Whether the driver or a signal asked this attempt to stop."""
+        beat()  # asked after each step, by all workers
         return stop_path(self._stream).exists()
 
 
@@ -96,17 +100,13 @@ def train_worker(config: dict[str, Any]) -> None:
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
-    log_dir = Path(config["log_dir"])
-    with logged(log_dir / f"{rank}.log"):
-        try:
-            runtime = FileRuntime(Path(config["stream"]), devices=job.devices)
-            if config["search"] is not None:
-                run_search(config["search"], runtime)
-            else:
-                _train_one(job, runtime)
-        except Exception as error:
-            write_error(log_dir, rank, error)
-            raise
+    stalled = STALLED_SHARE * config["timeout_seconds"]
+    with logged(Path(config["log_dir"]) / f"{rank}.log", stalled_seconds=stalled):
+        runtime = FileRuntime(Path(config["stream"]), devices=job.devices)
+        if config["search"] is not None:
+            run_search(config["search"], runtime)
+        else:
+            _train_one(job, runtime)
 
 
 def _train_one(job: TrainJob, runtime: FileRuntime) -> None:
@@ -262,18 +262,6 @@ def _trainer(arguments: dict[str, Any], job: TrainJob, machine: Machine) -> Any:
 
 
 # --- How an attempt ended ------------------------------------------------------------------------
-
-
-def write_error(log_dir: Path, rank: int, error: Exception) -> None:
-    """Leave a worker's own words beside its log, for Ray wraps, cuts or loses them."""
-    text = {
-        "global_rank": rank,
-        "exception": type(error).__name__,
-        "message": str(error),
-        "is_own": isinstance(error, CrossoverError),
-        "step": getattr(error, "step", None),
-    }
-    (log_dir / f"error-{rank}.json").write_text(json.dumps(text), encoding="utf-8")
 
 
 def ending(log_dir: Path, error: BaseException) -> CrossoverError:

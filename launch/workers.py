@@ -6,10 +6,8 @@ launch/train_workers.py has the trainings.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from evaluation.engines.endpoint_ceiling import EndpointPlace
 from evaluation.tasks import Task
 from launch.placement import Machine, devices_per_actor, dtype_name
 from launch.trials import Trial
+from launch.worker_log import STALLED_SECONDS, beat, logged
 
 if TYPE_CHECKING:
     from launch.sharded_engine import EngineSpec
@@ -99,7 +98,7 @@ class Evaluator:
         from evaluation.plugins import load_plugins
         from evaluation.runner import EvaluateJob, evaluate
 
-        with logged(work.log_path):
+        with logged(work.log_path, stalled_seconds=STALLED_SECONDS):
             load_plugins(list(work.plugins))
             engine, renderer = self._ready(work)
             job = EvaluateJob(
@@ -126,7 +125,7 @@ class Evaluator:
         from launch.prompt_search import searched_prompts
 
         base = work.base
-        with logged(base.log_path):
+        with logged(base.log_path, stalled_seconds=STALLED_SECONDS):
             load_plugins(list(base.plugins))
             engine, renderer = self._ready(base)
             found = searched_prompts(work, engine=engine, renderer=renderer)
@@ -233,6 +232,7 @@ def gathered(events: Iterator[Any], *, seconds: float) -> Iterator[list[Any]]:
     for event in events:
         pending.append(event)
         if time.monotonic() - begun >= seconds:
+            beat()
             yield pending
             pending, begun = [], time.monotonic()
     if pending:
@@ -266,19 +266,3 @@ def run_reference(
     with logged(log_path):
         load_plugins(list(plugins))
         return list(reference(job, arm, task=task))
-
-
-@contextlib.contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """Send what libraries print to the job's log file; a failure's traceback goes there too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        path.open("a", encoding="utf-8", buffering=1) as stream,
-        contextlib.redirect_stdout(stream),
-        contextlib.redirect_stderr(stream),
-    ):
-        try:
-            yield
-        except BaseException:
-            traceback.print_exc(file=stream)
-            raise

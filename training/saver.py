@@ -70,7 +70,8 @@ class StateSaver:
         Raises:
             TrainingStopped: on all workers, when the runtime asked for it.
         """
-        what = self._due(step, is_point=is_point) if self._is_writer else _GO_ON
+        is_asked = self._runtime.should_save()  # of all workers: it tells too that they get on
+        what = self._due(step, is_asked, is_point=is_point) if self._is_writer else _GO_ON
         what = number_from_rank_0(what, device=self._engine.device)
         if what == _GO_ON:
             return
@@ -78,8 +79,8 @@ class StateSaver:
         if what == _STOP:
             raise TrainingStopped(number_from_rank_0(self._saved_step, device=self._engine.device))
 
-    def _due(self, step: int, *, is_point: bool) -> int:
-        if self._runtime.should_save():
+    def _due(self, step: int, is_asked: bool, *, is_point: bool) -> int:
+        if is_asked:
             return _STOP
         every = self._job.trainer.state_every_steps
         if every is not None:

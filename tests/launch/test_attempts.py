@@ -21,8 +21,9 @@ from launch.attempts import (
     stream_path,
     training_ledger,
 )
+from launch.errors_file import note_failure
 from launch.store import JobDirectory, RunDirectory
-from launch.train_workers import append_line, ending, write_error
+from launch.train_workers import append_line, ending
 from training.job import PeerLost, TrainingStopped, WorkerLost
 
 
@@ -264,7 +265,7 @@ def test_the_first_cause_decides_whether_another_attempt_may_help(
     tmp_path: Path, words: dict[int, Exception], error: Exception, kind: type, text: str
 ) -> None:
     for rank, said in words.items():
-        write_error(tmp_path, rank, said)
+        note_failure(tmp_path / f"{rank}.log", said)
     found = ending(tmp_path, error)
     assert type(found) is kind
     assert text in str(found)

@@ -22,8 +22,8 @@ from launch.multirun import checked_sweep, sweep_name, values
 from launch.overrides import experiment_of
 from launch.planned import Job, Plan
 from launch.preflight import check
-from launch.runs import Member, Runs, joined
 from launch.scheduler import Scheduler
+from launch.together import Member, Runs, joined
 from tests.launch.test_refusals import launch
 
 

@@ -29,9 +29,9 @@ from launch.planned import Job
 from launch.preflight import Checked, check
 from launch.recorder import is_finished
 from launch.run import Run, _member, opened, run_jobs
-from launch.runs import Runs, joined
 from launch.scheduler import JobState, Scheduler
 from launch.store import read_lines
+from launch.together import Runs, joined
 from launch.waves import SHARES, check_waves, share_of, wave_task, waves_of
 from tests.launch.test_plan import keys, plan
 from tests.launch.test_scheduler import run as schedule

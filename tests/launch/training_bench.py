@@ -28,9 +28,9 @@ from launch.placement import Machine
 from launch.planned import Job, Plan
 from launch.recorder import Recorder, is_finished
 from launch.run import is_lost_process
-from launch.runs import Member, Runs
 from launch.scheduler import JobState, Scheduler
 from launch.store import JobDirectory, RunDirectory
+from launch.together import Member, Runs
 from training.job import TrainJob, checkpoint_directory
 
 CPU = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x test")
