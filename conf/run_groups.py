@@ -17,6 +17,7 @@ class TrackingConfig:
     project: str = "crossover"
     entity: str | None = None
     upload_text: bool = False
+    alert: bool = False  # when a run ends, fails or reaches its budget, by W&B's mail or chat
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.hashing import plain
+from evaluation.model_facts import facts
+from evaluation.models import ModelPlace
 from launch import cluster
 from launch.preflight import Checked
 from launch.probing import further_items
@@ -75,9 +78,23 @@ def write_facts(checked: Checked, run: RunDirectory) -> None:
     run.write_items(items + further_items(task, checked.plan, checked.config))
 
 
+def complete_facts(checked: Checked, run: RunDirectory) -> None:
+    """Tell config.json the facts of a model that was made in this run, as a later one would."""
+    place = _base_place(checked)
+    if checked.model_facts or place is None or not place.path.is_dir():
+        return
+    written = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    written["model"] |= plain(dataclasses.asdict(facts(place.path)))
+    write_json(run.path / "config.json", written)
+
+
+def _base_place(checked: Checked) -> ModelPlace | None:
+    return next((checked.places[n] for n in checked.arms if n in checked.places), None)
+
+
 def _directory(checked: Checked) -> str | None:
     """Where the run's base model is, or will be; None where no arm has one."""
-    place = next((checked.places[n] for n in checked.arms if n in checked.places), None)
+    place = _base_place(checked)
     if place is None:
         return None
     here = Path.cwd()

@@ -20,7 +20,7 @@ from conf.errors import (
 from conf.records import TrainRecord
 from conf.results import Results
 from evaluation.run_records import read_run
-from launch import cluster
+from launch import cluster, tracking
 from launch.budget import ENDPOINT_SPEND, Budget
 from launch.evaluators import Evaluators
 from launch.execute import Executor
@@ -29,13 +29,13 @@ from launch.label_jobs import runner
 from launch.live import Live
 from launch.planned import Job
 from launch.preflight import Checked
-from launch.provenance import write_facts
+from launch.provenance import complete_facts, write_facts
 from launch.recorder import Recorder, is_finished, replay
 from launch.scheduler import JobState, Scheduler
 from launch.spending import Spending
 from launch.store import RunDirectory
 from launch.together import Member, Runs, joined
-from launch.tracking import Tracker
+from launch.tracking import Alert, Tracker
 from training.job import TrainingStopped, WorkerLost
 
 
@@ -114,6 +114,7 @@ def opened(
         ClusterError: a directory that cannot be written, or that another process writes.
     """
     with ExitStack() as stack:
+        stack.callback(tracking.shut_down)
         runs = []
         for prefix, checked in checks.items():
             directory = RunDirectory(checked.root, checked.name)
@@ -292,6 +293,7 @@ def report(run: Run) -> Results | None:
     from evaluation.report import write_report
     from evaluation.summary import summarise
 
+    complete_facts(run.checked, run.directory)
     records = read_run(run.directory.path)
     if not any(arm.samples for arm in records.arms.values()):
         return None
@@ -300,13 +302,31 @@ def report(run: Run) -> Results | None:
     return results
 
 
+ENDS = {
+    EXIT_DONE: ("is done", "INFO"),
+    EXIT_ARM_FAILED: ("has failed in part", "ERROR"),
+    EXIT_BUDGET: ("has reached its budget", "WARN"),
+    EXIT_INTERRUPTED: ("was interrupted", "WARN"),
+}
+
+
+def _alert(run: Run, results: Results | None) -> Alert:
+    """How the run ended, as an alert: names and numbers, no text of an item."""
+    how, level = ENDS[run.exit_code]
+    failed = [name for name, arm in results.arms.items() if arm.error] if results else []
+    parts = [f"Verdict: {results.recommendation.verdict}."] if results else []
+    parts += [f"Failed: {', '.join(failed)}."] if failed else []
+    parts.append(f"Again: {run.checked.command}")
+    return Alert(title=f"{run.checked.name} {how}", text=" ".join(parts), level=level)
+
+
 def end_tracking(run: Run, results: Results | None, console: Console) -> None:
     """Send the final numbers, and say what did not arrive and how to upload what is offline."""
     tracker = run.tracker
     if run.checked.config.tracking.upload_text:
         arms = read_run(run.directory.path).arms
         tracker.upload_text({name: arm.samples for name, arm in arms.items()})
-    tracker.finish(results)
+    tracker.finish(results, alert=_alert(run, results))
     for line in [*tracker.warnings[:3], tracker.how_to_sync()]:
         if line:
             console.print(line, highlight=False, soft_wrap=True)

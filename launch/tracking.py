@@ -7,8 +7,10 @@ only: item texts, prompts and completions stay in the run directory.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +73,15 @@ def _has_netrc_key() -> bool:
         return netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8")
     except OSError:
         return False
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Alert:
+    """What W&B passes on by mail or chat. level: INFO | WARN | ERROR."""
+
+    title: str
+    text: str
+    level: str
 
 
 @dataclass(kw_only=True, slots=True)
@@ -172,8 +183,11 @@ class Tracker:
             if rows and run is not None:
                 self._guarded(run.log, {"answers": wandb.Table(columns=columns, data=list(rows))})
 
-    def finish(self, results: Results | None) -> None:
-        """Log the final numbers, one summary run, and close everything within its time limit."""
+    def finish(self, results: Results | None, *, alert: Alert | None = None) -> None:
+        """Log the final numbers, one summary run, and close everything within its time limit.
+
+        alert: how the run ended; sent where tracking.alert=true.
+        """
         if self.mode == "off":
             return
         self._trials.close()
@@ -188,8 +202,14 @@ class Tracker:
                 f"{arm}/{k}": v for arm, r in results.arms.items() for k, v in final_row(r).items()
             }
             self._log("summary", summary)
+        if alert is not None and self.config.tracking.alert:
+            run = self._run("summary")
+            if run is not None:
+                self._guarded(run.alert, alert.title, alert.text, alert.level)
         for run in self._runs.values():
-            if run is not None:  # None: W&B did not start for this arm, and a warning says so
+            # None: W&B did not start for this arm. A server that is gone once is not waited for
+            # again: what it did not get lies in the offline files.
+            if run is not None and not self.warnings:
                 self._guarded(run.finish)
 
     def _final_axes(self, arm: str, results: Results) -> dict[str, float]:
@@ -202,9 +222,14 @@ class Tracker:
 
     def how_to_sync(self) -> str | None:
         """The line that tells how to upload an offline run."""
-        if self.mode != "offline" or not (self._runs or self.searches):
+        if self.mode == "off" or not (self._runs or self.searches):
             return None
-        return f"W&B offline; upload with: wandb sync {self.directory}/wandb/offline-run-*"
+        if self.mode == "offline":
+            return f"W&B offline; upload with: wandb sync {self.directory}/wandb/offline-run-*"
+        if self.warnings:
+            files = f"{self.directory}/wandb/run-*"
+            return f"W&B did not get all; upload with: wandb sync --no-skip-online {files}"
+        return None
 
     def _log(self, arm: str, row: dict[str, float]) -> None:
         if row:
@@ -284,6 +309,17 @@ class Tracker:
         run.define_metric("train/*", step_metric="progress/tokens")
         run.define_metric("eval/*", step_metric="progress/usd")
         return run
+
+
+def shut_down() -> None:
+    """End W&B's service before Python does: its own exit hook prints a traceback where it is gone.
+
+    Once per process, after the last run.
+    """
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        with suppress(Exception):  # a mirror; what did not arrive has been told
+            wandb.teardown()
 
 
 def _score(record: SampleRecord) -> float:

@@ -166,7 +166,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, l
         patch.setattr(Evaluators, "give_back", lambda *given, **named: None)
         patch.setattr(Evaluators, "release_idle", lambda *given, **named: None)
         for module in (workers, reference_jobs):  # output is redirected for the whole process
-            patch.setattr(module, "logged", lambda path: contextlib.nullcontext())
+            patch.setattr(module, "logged", lambda *_, **__: contextlib.nullcontext())
         patch.setattr(execute, "reference_events", refer)
         console = Console(file=io.StringIO())
         asked = (*SCRIPTED, "label_curve.noise=[0,0.3]", "run.name=r")
