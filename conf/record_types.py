@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conf import records, sweep_records
+from conf import checkpoint_records, records, sweep_records
 
 RECORD_TYPES: dict[str, type] = {
     cls.__name__: cls
@@ -16,7 +16,7 @@ RECORD_TYPES: dict[str, type] = {
         records.AnswerRule,
         records.PromptText,
         records.Progress,
-        records.CheckpointRecord,
+        checkpoint_records.CheckpointRecord,
         records.TrainSummary,
         records.TrainingData,
         records.JournalEvent,

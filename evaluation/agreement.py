@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from conf.checkpoint_records import ProbeItem
 from conf.errors import JobFailed
-from conf.records import LedgerLine, ProbeItem
+from conf.records import LedgerLine
 from evaluation.bill import Bill
 from evaluation.engines.base import Engine, ScoreRequest
 

@@ -111,5 +111,6 @@ def _duration(months: float) -> str:
     hours = months * 730.5  # 365.25 days / 12
     for unit, size in (("months", 730.5), ("days", 24.0), ("hours", 1.0)):
         if hours >= size:
-            return f"{hours / size:.3g} {unit}"
+            count = f"{hours / size:.3g}"
+            return f"{count} {unit.removesuffix('s') if count == '1' else unit}"
     return f"{60 * hours:.2g} minutes"

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from conf.checkpoint_records import CheckpointRecord
 from conf.errors import JobFailed, ModelError
 from conf.hashing import sha256_of, sha256_of_file
-from conf.records import CheckpointRecord, CurvePoint, from_dict
+from conf.records import CurvePoint, from_dict
 from conf.results import CheckpointChoice
 from training.job import FINAL, checkpoint_directory, point_name
 
@@ -128,6 +129,9 @@ def checkpoint_sha256(directory: Path) -> str:
             expected="weights in safetensors only: loading a pickle runs its code",
             remedy="save it again with save_pretrained(..., safe_serialization=True)",
         )
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_header(path)
     content = []
     for path in files:
         with path.open("rb") as stream:
@@ -135,3 +139,19 @@ def checkpoint_sha256(directory: Path) -> str:
             stream.seek(max(0, path.stat().st_size - (1 << 20)))
             content.append([path.name, path.stat().st_size, head.hex(), stream.read().hex()])
     return sha256_of(content)
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what only calls itself safetensors, by its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(
+            str(path),
+            found=f"no safetensors file, or not the whole of it ({error})",
+            expected="weights as save_pretrained writes them",
+            remedy="copy the checkpoint again, or train it again",
+        ) from None

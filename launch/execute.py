@@ -10,8 +10,8 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +27,17 @@ from conf.records import (
     TrainSummary,
     to_dict,
 )
-from conf.resolve import Arm
-from conf.results import CHECKPOINT_CHOSEN, CheckpointChoice
-from conf.schema import RunConfig
-from evaluation.engines.endpoint_ceiling import EndpointPlace
-from evaluation.mix import Mix
+from conf.results import CHECKPOINT_CHOSEN
 from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
-from evaluation.tasks import Task
 from launch import cluster, train_workers, worker_log, workers
 from launch.attempts import each_step_once
-from launch.budget import Budget
-from launch.checkpoints import best_point, point_checkpoint, verified
+from launch.checkpoints import verified
 from launch.evaluators import Evaluators
+from launch.job_context import SETS, JobContext
 from launch.pack_search import PackSearch
-from launch.placement import (
-    Machine,
-    engine_actors,
-    model_dtype,
-    threads_of,
-    workers_left,
-    workers_of,
-)
-from launch.planned import Job, Plan
+from launch.placement import engine_actors, model_dtype, threads_of, workers_left, workers_of
+from launch.planned import Job
 from launch.prepared_rows import prepare_rows
 from launch.probing import asked
 from launch.prompt_search import STATE
@@ -57,44 +45,20 @@ from launch.rates import noted, rate_file
 from launch.reference_jobs import ReferenceWork, reference_events
 from launch.reference_plan import features_job
 from launch.searching import chosen, chosen_arm, curve_point, packed, rung_points, steps_of
-from launch.store import JobDirectory
 from launch.trained_rows import training_data
-from launch.trials import Trial
 from launch.waves import wave_task
 from training.job import CHECKPOINT_FILE, FINAL, TrainJob, checkpoint_directory
 
 # What is computed in the driver's own threads is done by one of them at a time: two that import
 # transformers at once fail, and output is redirected for the whole process.
 _IN_THIS_PROCESS = threading.Lock()
-SETS = {
-    "evaluate": ("validation", "test"),
-    "curve": ("curve",),
-    "latency": ("latency",),
-    "general": ("general",),
-    "general_base": ("general",),
-    "instructions": ("instructions",),
-    "instructions_base": ("instructions",),
-    "probes": ("bias", "abstain"),
-    "probes_base": ("bias", "abstain"),
-    "control": ("steering", "wording"),
-}
 
 
 @dataclass(kw_only=True, slots=True)
-class Executor:
+class Executor(JobContext):
     """Runs one job at a time per thread; shared by all threads of a scheduler."""
 
-    config: RunConfig
-    plan: Plan
-    arms: Mapping[str, Arm]
-    task: Task
-    places: Mapping[str, ModelPlace]
-    machine: Machine
-    run_path: Path
     evaluators: Evaluators
-    budget: Budget | None = None
-    mixes: Mapping[str, Mix] = field(default_factory=dict)
-    searches: Mapping[str, tuple[Trial, ...]] = field(default_factory=dict)
 
     def run(self, job: Job) -> Iterator[Any]:
         """The events of a job."""
@@ -116,24 +80,6 @@ class Executor:
             case _:
                 raise AssertionError(f"unknown kind of job: {job.kind}")
 
-    def directory(self, job: Job) -> JobDirectory:
-        """Where a job's records and files lie."""
-        return JobDirectory(Path(self.config.run.root), job.key)
-
-    def log_directory(self, job: Job) -> Path:
-        """Where a job's processes write what they print."""
-        return (self.run_path / "logs" / job.id.replace(":", "-")).resolve()
-
-    def _arm(self, job: Job) -> Arm:
-        """A job's arm; where it answers, with the setting that its search has chosen."""
-        assert job.arm is not None
-        search = self.plan.search(job.arm) if job.kind in SETS else None
-        if search is None:
-            return self.arms[job.arm]
-        choice = chosen(self.directory(search).events())
-        assert choice is not None, "jobs that answer wait for the search"
-        return chosen_arm(choice, self.searches[job.arm])
-
     def _make_model(self, job: Job) -> Iterator[Any]:
         name = next(n for n, p in self.places.items() if p.key == job.key)
         yield Progress(done=0, total=1, unit="models", note="preparing the model, about 30 s")
@@ -143,7 +89,7 @@ class Executor:
         yield Progress(done=1, total=1, unit="models")
 
     def _prepare_rows(self, job: Job) -> Iterator[Any]:
-        arm = self._arm(job)
+        arm = self.arm_of(job)
         with _IN_THIS_PROCESS:
             yield prepare_rows(
                 arm,
@@ -196,7 +142,7 @@ class Executor:
 
     def _train_job(self, job: Job) -> tuple[TrainJob, Path]:
         """What a job's worker is told, and where the rows lie."""
-        arm = self._arm(job)
+        arm = self.arm_of(job)
         method = arm.training
         assert isinstance(method, (FullMethod, LoraMethod, PeftMethod))
         rows = self.directory(self.plan.job(f"rows:{arm.name}")).path.resolve()
@@ -221,7 +167,7 @@ class Executor:
             threads=threads_of(count, left),
             world_size=count,
             usd_per_device_second=self.config.pricing.usd_per_device_second,
-            num_labels=self._num_labels(arm.name),
+            num_labels=self.num_labels(arm.name),
             kernels_impl=self.config.kernels.impl.name,
             **facts,
         ), rows
@@ -275,12 +221,12 @@ class Executor:
 
     def _work(self, job: Job) -> workers.AnswerWork:
         """Everything an evaluator needs for this job."""
-        arm = self._arm(job)
+        arm = self.arm_of(job)
         model_dir, adapter_dir = self.places[arm.name].path, None
         step = seed = record = None
-        checkpoint = self._checkpoint(job)
+        checkpoint = self.checkpoint_of(job)
         if checkpoint is not None:
-            record = verified(checkpoint, renderer_sha256=self._renderer_sha256(arm))
+            record = verified(checkpoint, renderer_sha256=self.renderer_sha256(arm))
             step, seed = record.step, record.train_seed
             if record.kind == "full":
                 model_dir = checkpoint
@@ -299,9 +245,9 @@ class Executor:
             train_seed=seed,
             machine=self.machine,
             devices=job.devices,
-            plugins=self._plugins(),
-            rule=self._rule(job),
-            num_labels=self._num_labels(arm.name if arm.is_tuned else arm.on or "")
+            plugins=self.plugins(),
+            rule=self.rule_of(job),
+            num_labels=self.num_labels(arm.name if arm.is_tuned else arm.on or "")
             if checkpoint is not None
             else None,
             usd_per_device_second=self.config.pricing.usd_per_device_second,
@@ -309,85 +255,27 @@ class Executor:
             log_path=self.log_directory(job) / "0.log",
             actors=engine_actors(arm, self.machine),
             kernels_impl=self.config.kernels.impl.name,
-            endpoint=self._endpoint(arm),
+            endpoint=self.endpoint_of(arm),
             probe=record.probe if record is not None and is_probed else (),
             trained_dtype=record.dtype if record is not None else "float32",
             is_sample=job.wave is not None,
         )
 
-    def _endpoint(self, arm: Arm) -> EndpointPlace | None:
-        """Where a hosted arm's answers are kept, and what is left for them."""
-        if not arm.engine.is_hosted:
-            return None
-        return EndpointPlace(
-            answers=(Path(self.config.run.root) / ".cache" / "answers").resolve(),
-            price=self.config.pricing.hosted.get(arm.engine.model or ""),
-            spend=self.budget.endpoint_spend if self.budget else None,
-            limit_usd=self.budget.hosted_limit_usd() if self.budget else None,
-        )
-
-    def _num_labels(self, name: str) -> int:
-        """Labelled examples that an arm trains on."""
-        mix = self.mixes.get(name)
-        return mix.num_labels if mix else len(self.task.items["train"])
-
-    def _renderer_sha256(self, arm: Arm) -> str:
-        from evaluation.rendering import Renderer
-
-        model = arm.model
-        place = self.places[arm.name].path
-        return Renderer.load(place, layout=model.layout, max_length=model.max_length).sha256
-
-    def _plugins(self) -> tuple[str, ...]:
-        return tuple(str(Path(p).resolve()) for p in self.config.plugins)
-
-    def _checkpoint(self, job: Job) -> Path | None:
-        """The checkpoint that a job answers with, or None for the base model."""
-        arm = self._arm(job)
-        name = arm.name if arm.is_tuned else arm.on
-        if name is None or job.kind.endswith("_base"):
-            return None
-        if name not in self.arms:
-            return Path(name)
-        points = self.directory(self.plan.training(name)).points
-        choice = self._choice(name) if job.kind != "curve" else None
-        if choice is not None:
-            return checkpoint_directory(points, choice.variant)
-        return point_checkpoint(points, job.point)
-
-    def _choice(self, name: str) -> CheckpointChoice | None:
-        """What validation chose of a training's checkpoints; None: its arm keeps the last."""
-        if self.arms[name].trainer.keep is not Keep.best or name in self.searches:
-            return None
-        left: dict[str, CurvePoint | None] = {}
-        for job in self.plan.jobs:
-            if job.kind == "curve" and job.arm == name:
-                events = self.directory(job).events()
-                left[job.id] = next((e for e in events if isinstance(e, CurvePoint)), None)
-        return best_point(left)
-
     def _told_choice(self, job: Job) -> Iterator[JournalEvent]:
         """Put down which checkpoint an arm answers with, where it is not simply the last."""
-        arm = self._arm(job)
+        arm = self.arm_of(job)
         name = arm.name if arm.is_tuned else arm.on or ""
-        choice = self._choice(name) if name in self.arms else None
+        choice = self.choice_of(name) if name in self.arms else None
         if choice is not None:
             yield JournalEvent(
                 time=time.time(), event=CHECKPOINT_CHOSEN, arm=arm.name, data=to_dict(choice)
             )
 
-    def _rule(self, job: Job) -> AnswerRule | None:
-        """How the arm answers, as its evaluate job chose; what is asked later is answered alike."""
-        if job.kind not in ("latency", "control") and not job.wave:
-            return None
-        events = self.directory(self.plan.job(f"evaluate:{job.arm}")).events()
-        return next((e for e in events if isinstance(e, AnswerRule)), None)
-
     def _final_point(
         self, job: Job, work: workers.AnswerWork, rule: AnswerRule
     ) -> Iterator[CurvePoint]:
         """The last checkpoint's point on the curve, from the validation that chose the answers."""
-        arm = self._arm(job)
+        arm = self.arm_of(job)
         if job.kind != "evaluate" or not arm.is_tuned or arm.trainer.keep is Keep.best:
             return  # a curve job scored it, if any
         raw = rule.validation.get(f"{rule.answer_by}/none") or next(
@@ -411,7 +299,7 @@ class Executor:
     def _reference_work(self, job: Job) -> ReferenceWork:
         """What a job of a reference arm needs; other processes give their devices back first."""
         self.evaluators.release_idle()
-        arm = self._arm(job)
+        arm = self.arm_of(job)
         place = self.places.get(arm.name)
         needed = job.id if job.kind == "features" else features_job(job)
         return ReferenceWork(
@@ -420,7 +308,7 @@ class Executor:
             task=self.task,
             model_dir=place.path.resolve() if place else None,
             machine=self.machine,
-            plugins=self._plugins(),
+            plugins=self.plugins(),
             usd_per_device_second=self.config.pricing.usd_per_device_second,
             features=self.directory(self.plan.job(needed)).path.resolve() if needed else None,
             log_path=self.log_directory(job) / "0.log",

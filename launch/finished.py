@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conf.checkpoint_records import CheckpointRecord
 from conf.errors import ConfigError, ModelError
 from conf.methods import AnsweringMethod, TfidfMethod
-from conf.records import CheckpointRecord
 from conf.resolve import Arm, resolve_arms
 from conf.restore import restore_config
 from conf.schema import RunConfig

@@ -13,13 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.records import (
-    AnswerRule,
-    JournalEvent,
-    LedgerLine,
-    ProbeItem,
-    SampleRecord,
-)
+from conf.checkpoint_records import ProbeItem
+from conf.records import AnswerRule, JournalEvent, LedgerLine, SampleRecord
 from conf.resolve import Arm
 from conf.sweeps import HalvingConfig, SweepBudgetConfig
 from evaluation.engines.base import Closes, OverHttp

@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.records import CheckpointRecord, ProbeItem, from_dict, to_dict
+from conf.checkpoint_records import CheckpointRecord, ProbeItem
+from conf.records import from_dict, to_dict
 from training.commit import commit
 from training.job import CHECKPOINT_FILE, TrainJob
 

@@ -23,8 +23,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from conf.checkpoint_records import ProbeItem
 from conf.errors import JobFailed
-from conf.records import ProbeItem, Progress
+from conf.records import Progress
 from conf.trial_records import RungScore, TrialOutcome
 from kernels.memory import is_out_of_memory
 from training.checkpoint import directory_bytes, gathered_state, write_checkpoint

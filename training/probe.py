@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from conf.checkpoint_records import ProbeItem
 from conf.errors import JobFailed
-from conf.records import ProbeItem, RenderedExample
+from conf.records import RenderedExample
 from training.data import make_batch
 from training.engine import Engine
 from training.packing import Layout

@@ -12,9 +12,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from conf.checkpoint_records import ProbeItem
 from conf.errors import JobFailed
 from conf.groups import EngineConfig
-from conf.records import LedgerLine, ProbeItem
+from conf.records import LedgerLine
 from evaluation.agreement import TOLERANCE, farthest, require_agreement
 from evaluation.bill import Bill
 from evaluation.engines import build_engine

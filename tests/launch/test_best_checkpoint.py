@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from conf.checkpoint_records import CheckpointRecord
 from conf.choices import Keep
 from conf.errors import ConfigError, JobFailed
-from conf.records import CheckpointRecord, CurvePoint, Measured, TrainRecord, TrainSummary, to_dict
+from conf.records import CurvePoint, Measured, TrainRecord, TrainSummary, to_dict
 from evaluation.arm_scores import requests_of
 from evaluation.run_records import RunRecords, read_run
 from evaluation.serving import serve_commands

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from conf.checkpoint_records import CheckpointRecord
 from conf.errors import ConfigError, JobFailed, ModelError
-from conf.records import CheckpointRecord, LedgerLine, from_dict
+from conf.records import LedgerLine, from_dict
 from evaluation.rendering import Renderer, joint_ids
 from evaluation.run_records import read_run
 from evaluation.serving import serve_commands
