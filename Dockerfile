@@ -6,8 +6,10 @@ FROM python:3.11-slim-bookworm
 
 ARG DEVICE=cpu
 ARG PIP_EXTRA_INDEX_URL=
+# Triton compiles what starts its kernels with a C compiler, when they are first run.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends make procps \
+    && if [ "$DEVICE" = cuda ]; then compiler="gcc libc6-dev"; fi \
+    && apt-get install --yes --no-install-recommends make procps ${compiler:-} \
     && rm -rf /var/lib/apt/lists/*
 
 # Pods run as this user (cluster.kuberay.user_id): nobody's root.

@@ -17,7 +17,19 @@ TOLERATION = re.compile(
     r"(?P<key>[A-Za-z0-9_./-]+)(=(?P<value>[A-Za-z0-9_.-]*))?:(?P<effect>NoSchedule|"
     r"PreferNoSchedule|NoExecute)"
 )
-SLURM_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
+SLURM_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", re.ASCII)
+START_SECONDS = 600  # until nodes have joined and a run has something to save
+QUANTITY = re.compile(r"\d+[KMGT]?", re.ASCII)
+
+
+def slurm_seconds(text: str) -> int:
+    """Seconds of a time as Slurm writes it: minutes[:seconds], h:m:s or days-h[:m[:s]]; 0: none."""
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if not days and len(parts) < 3:
+        parts.insert(0, 0)  # no hours
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,6 +43,8 @@ class SlurmConfig:
     modules: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
     save_seconds: int = 120  # before the limit, for saving the state
+    cpus: int | None = None  # cores of each node; null: on CPU the devices, else the site's default
+    memory: str | None = None  # of each node, e.g. 64G; null: the site's default
 
     def __post_init__(self) -> None:
         """Names that are names, a time as Slurm writes it, lines that are lines."""
@@ -49,6 +63,15 @@ class SlurmConfig:
             require("\n" not in line, "cluster.slurm.setup", line, "one line of shell each")
         is_enough = 30 <= self.save_seconds <= 65535
         require(is_enough, "cluster.slurm.save_seconds", self.save_seconds, "30 to 65535")
+        limit = slurm_seconds(self.time)  # a shorter job would requeue for ever and get nowhere
+        is_enough = limit == 0 or limit >= self.save_seconds + START_SECONDS
+        least = f"save_seconds and {START_SECONDS // 60} minutes, or more"
+        require(is_enough, "cluster.slurm.time", self.time, least)
+        require(
+            self.cpus is None or self.cpus > 0, "cluster.slurm.cpus", self.cpus, "a count or null"
+        )
+        is_size = self.memory is None or QUANTITY.fullmatch(self.memory) is not None
+        require(is_size, "cluster.slurm.memory", self.memory, "a quantity, e.g. 64G, or null")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,6 +101,9 @@ class KubeRayConfig:
             value = getattr(self, key)
             is_name = value is None or DNS_NAME.fullmatch(value) is not None
             require(is_name, f"cluster.kuberay.{key}", value, "a name of a-z, 0-9, - and .")
+        require(
+            "." not in self.namespace, "cluster.kuberay.namespace", self.namespace, "no dot in it"
+        )
         for name in self.pull_secrets:
             is_name = DNS_NAME.fullmatch(name) is not None
             require(is_name, "cluster.kuberay.pull_secrets", name, "names of a-z, 0-9, - and .")
@@ -87,7 +113,7 @@ class KubeRayConfig:
             require(is_path, f"cluster.kuberay.{key}", value, "letters, digits and _ . / : @ -")
         for key in ("memory", "head_memory"):
             value = getattr(self, key)
-            is_size = value is None or re.fullmatch(r"\d+(\.\d+)?[KMGT]i?", value) is not None
+            is_size = value is None or re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]i?", value) is not None
             require(is_size, f"cluster.kuberay.{key}", value, "a quantity, e.g. 64Gi")
         for text in self.tolerations:
             is_known = TOLERATION.fullmatch(text) is not None
@@ -108,6 +134,7 @@ class ClusterConfig:
     device: Device = Device.auto
     address: str | None = None  # ray: http://HEAD:8265, or auto on a node of the cluster
     storage: str | None = None  # ray: a directory that all nodes see; runs and the cache lie there
+    copy_to: str | None = None  # a URL that fsspec opens: finished jobs and the run go there
     python: str = "python"  # what runs Python on the nodes
     submit: bool = True  # slurm, kuberay: hand the file over; false: write it, and say how
     slurm: SlurmConfig = field(default_factory=SlurmConfig)

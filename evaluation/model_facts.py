@@ -173,7 +173,7 @@ def _weight_files(model_dir: Path) -> list[Path]:
         raise _refuse(index, "no weight_map", "an object of tensor name -> file name")
     files = sorted({model_dir / str(name) for name in shards.values()})
     for file in files:
-        if not file.resolve().is_relative_to(model_dir.resolve()) and not file.is_symlink():
+        if not _is_inside(file.resolve(), model_dir.resolve()):
             raise _refuse(index, f"{file.name}, outside the directory", "files beside the index")
         if not file.is_file():
             raise _refuse(

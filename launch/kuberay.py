@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -32,6 +33,7 @@ from launch.submission import NOTES
 RAY_VERSION = "2.60.0"
 KEPT_SECONDS = 600  # a finished RayJob stays so long, for `kubectl describe`
 OVER = ("Complete", "Failed")
+SUBMITTER = {"cpu": "500m", "memory": "1Gi"}  # it hands the job to the head and follows its log
 MOVED = ("cluster", "cluster.submit", "cluster.python", "cluster.address", "run.root", "run.name")
 OWN = "cluster.kuberay."  # of the manifest only
 JSON = dict[str, Any]
@@ -47,8 +49,13 @@ class RayJob:
 
     @property
     def name(self) -> str:
-        """A name that Kubernetes takes, at most 47 characters, and no other run's."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.run.lower()).strip("-")[:38].strip("-") or "run"
+        """A name that the operator takes, and no other run's.
+
+        It wants a DNS-1035 label, which begins with a letter, of at most 47 characters.
+        """
+        slug = re.sub(r"[^a-z0-9]+", "-", self.run.lower()).strip("-")
+        slug = slug if slug[:1].isalpha() else f"run-{slug}"
+        slug = slug[:38].strip("-")
         return f"{slug}-{hashlib.sha256(self.run.encode()).hexdigest()[:8]}"
 
     @property
@@ -95,12 +102,13 @@ def manifest(job: RayJob) -> JSON:
             "activeDeadlineSeconds": kuberay.max_seconds,
             "preRunningDeadlineSeconds": kuberay.wait_seconds,
             "backoffLimit": 0,
+            "submitterPodTemplate": _submitter(job),
             "rayClusterSpec": {
                 "rayVersion": RAY_VERSION,
                 "authOptions": {"mode": "token"},
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
-                    "template": _pod(job, "ray-head", _head_resources(kuberay)),
+                    "template": _ray_pod(job, "ray-head", _head_resources(kuberay)),
                 },
                 "workerGroupSpecs": [_workers(job)],
             },
@@ -114,7 +122,7 @@ def _workers(job: RayJob) -> JSON:
         "groupName": "workers",
         **{key: nodes for key in ("replicas", "minReplicas", "maxReplicas")},
         "rayStartParams": {},
-        "template": _pod(job, "ray-worker", _worker_resources(job.cluster)),
+        "template": _ray_pod(job, "ray-worker", _worker_resources(job.cluster)),
     }
 
 
@@ -130,21 +138,20 @@ def _worker_resources(cluster: ClusterConfig) -> dict[str, str]:
     return found
 
 
-def _pod(job: RayJob, name: str, resources: dict[str, str]) -> JSON:
-    kuberay = job.cluster.kuberay
-    container: JSON = {
+def _container(job: RayJob, name: str, resources: dict[str, str]) -> JSON:
+    return {
         "name": name,
-        "image": kuberay.image,
-        "workingDir": kuberay.code,
+        "image": job.cluster.kuberay.image,
         "resources": {"limits": resources, "requests": resources},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": "storage", "mountPath": job.cluster.storage}],
     }
-    if kuberay.secret is not None:
-        container["envFrom"] = [{"secretRef": {"name": kuberay.secret}}]
+
+
+def _pod(kuberay: KubeRayConfig, container: JSON) -> JSON:
+    """What every pod of the job has: nobody's root, where it may be, what may pull its image."""
     spec: JSON = {
         "securityContext": {
             "runAsNonRoot": True,
@@ -153,9 +160,6 @@ def _pod(job: RayJob, name: str, resources: dict[str, str]) -> JSON:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": [
-            {"name": "storage", "persistentVolumeClaim": {"claimName": kuberay.volume_claim}}
-        ],
     }
     if kuberay.service_account is not None:
         spec["serviceAccountName"] = kuberay.service_account
@@ -165,7 +169,31 @@ def _pod(job: RayJob, name: str, resources: dict[str, str]) -> JSON:
         spec["nodeSelector"] = dict(kuberay.node_selector)
     if kuberay.tolerations:
         spec["tolerations"] = [_toleration(text) for text in kuberay.tolerations]
+    return spec
+
+
+def _ray_pod(job: RayJob, name: str, resources: dict[str, str]) -> JSON:
+    """A node of the Ray cluster: it sees the volume, and has the variables of the Secret."""
+    kuberay = job.cluster.kuberay
+    container = _container(job, name, resources)
+    container["workingDir"] = kuberay.code
+    container["volumeMounts"] = [{"name": "storage", "mountPath": job.cluster.storage}]
+    if kuberay.secret is not None:
+        container["envFrom"] = [{"secretRef": {"name": kuberay.secret}}]
+    claim = {"claimName": kuberay.volume_claim}
+    spec = _pod(kuberay, container)
+    spec["volumes"] = [{"name": "storage", "persistentVolumeClaim": claim}]
     return {"spec": spec}
+
+
+def _submitter(job: RayJob) -> JSON:
+    """The pod that submits; the operator adds its command and the token.
+
+    Its own one has neither a security context, which a namespace of the `restricted` standard
+    refuses, nor the names that pull a private image.
+    """
+    container = _container(job, "ray-job-submitter", SUBMITTER)
+    return {"spec": {"restartPolicy": "Never", **_pod(job.cluster.kuberay, container)}}
 
 
 def _toleration(text: str) -> dict[str, str]:
@@ -184,12 +212,13 @@ def check_files(checked: Checked, *, here: Path) -> None:
     """
     storage = Path(checked.config.cluster.storage or "/")
     for key, path in named_files(checked.config, here=here):
-        if not path.absolute().is_relative_to(storage):
+        if not Path(os.path.abspath(path)).is_relative_to(storage):  # `..` counted
             raise ClusterError(
                 key,
                 found=f"{path}, which no pod sees",
                 expected=f"a file on the volume, below {storage}",
-                remedy="copy it there and write its path there",
+                remedy="copy it there, submit from a machine that sees the volume at the same"
+                " path, and write that path",
             )
 
 

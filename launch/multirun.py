@@ -173,7 +173,7 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 
 def execute(sweep: SweepPlan, console: Console) -> int:
     """Run what is missing in all runs, report each and all; returns the worst exit code."""
-    from launch.run import end_tracking, opened, report, run_jobs
+    from launch.run import end_copies, end_tracking, opened, report, run_jobs
 
     swept = {f"{c.number}/": values(c) for c in sweep.combinations}
     with opened(sweep.by_prefix(), group=sweep.name, swept=swept) as runs:
@@ -182,6 +182,8 @@ def execute(sweep: SweepPlan, console: Console) -> int:
         run_jobs(runs, console)
         for run in runs:
             end_tracking(run, report(run), console)
+        for run in runs:
+            end_copies(run, console)
         result = _result(sweep, runs, is_over=True)
         tables = write(result)
     show(result, tables, console)

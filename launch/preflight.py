@@ -36,6 +36,7 @@ from launch.arm_checks import (
 from launch.budget import check_budget
 from launch.checkpoints import checkpoint_sha256
 from launch.cluster import check_cluster, machine_for, planned_machine
+from launch.copy_store import check_copy_to
 from launch.default_spaces import with_default_spaces
 from launch.estimate import with_estimates
 from launch.label_jobs import PlanParts, with_label_jobs
@@ -91,6 +92,7 @@ def check(
     _check_values(config, exp)
     if not is_planned(config):
         check_cluster(config.cluster)
+    check_copy_to(config.cluster)
     plugins = load_plugins(config.plugins)
     tasks = {} if tasks is None else tasks
     key = sha256_of([plain(config.task), plugins])
@@ -303,15 +305,18 @@ def _check_writable(root: Path) -> None:
 
 
 def _run_name(config: RunConfig, exp: str) -> str:
-    """The user's name, else <exp>-<task>-<model>-<8 hex>: same command, same directory."""
-    if config.run.name:
-        name = config.run.name
+    """The user's name, else <exp>-<task>-<model>-<8 hex>: same command, same directory.
+
+    Raises:
+        ConfigError: a part that would lead out of run.root.
+    """
+    made = {"task.name": config.task.name, "model.name": config.model.name}
+    for key, name in {"run.name": config.run.name}.items() if config.run.name else made.items():
         allowed = name.replace(".", "").replace("_", "").replace("-", "").isalnum()
         if not allowed or len(name) > 128 or name.startswith("."):
-            raise ConfigError(
-                "run.name", found=name, expected="letters, digits, '.', '_' and '-' only"
-            )
-        return name
+            raise ConfigError(key, found=name, expected="letters, digits, '.', '_' and '-' only")
+    if config.run.name:
+        return config.run.name
     content = {
         k: v for k, v in plain(config).items() if k not in ("run", "cluster", "tracking", "dry_run")
     }

@@ -34,6 +34,13 @@ def is_driver(config: ClusterConfig) -> bool:
 def check_ray(config: ClusterConfig) -> None:
     """Refuse an address or a storage that no run can use. Connects to nothing."""
     address = config.address or ""
+    if "@" in address or "?" in address:
+        raise ClusterError(
+            "cluster.address",
+            found="an address with a name, password or query, which would be written down",
+            expected="the address alone",
+            remedy="put the token into the environment as RAY_AUTH_TOKEN",
+        )
     if address != HERE and not address.startswith(("http://", "https://")):
         raise ClusterError(
             "cluster.address",

@@ -22,6 +22,7 @@ from launch.attempts import (
     whole,
 )
 from launch.budget import Budget
+from launch.copies import Copier
 from launch.errors_file import clear_job_error, write_job_error
 from launch.judge import tell_cancelled
 from launch.planned import TRAINING_KINDS, Job
@@ -49,6 +50,7 @@ class Recorder:
     run: RunDirectory
     tracker: Tracker
     budget: Budget
+    copier: Copier
     hardware: str
     _jobs: dict[str, JobDirectory] = field(default_factory=dict)
     _steps: dict[str, Steps] = field(default_factory=dict)
@@ -198,6 +200,7 @@ class Recorder:
                 data={"is_reused": False, "seconds": state.seconds},
             )
             show_checkpoints(self.checked, self.run, job)
+            self.copier.job(job.key)
         elif state.status == "reused":
             replay(self.checked, self.run, job)
         elif state.status == "cancelled":

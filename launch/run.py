@@ -22,6 +22,7 @@ from conf.results import Results
 from evaluation.run_records import read_run
 from launch import cluster, tracking
 from launch.budget import ENDPOINT_SPEND, Budget
+from launch.copies import Copier
 from launch.evaluators import Evaluators
 from launch.execute import Executor
 from launch.judge import Judge, cancelled_before, tell_cancelled
@@ -53,6 +54,7 @@ class Run:
     checked: Checked
     directory: RunDirectory
     tracker: Tracker
+    copier: Copier
     finished: list[Job]
     cancelled: list[Job] = field(default_factory=list)
     prefix: str = ""
@@ -78,6 +80,7 @@ def execute(checked: Checked, console: Console) -> int:
             html = run.directory.path / "report.html"
             console.print(f"Report: {html}", highlight=False, soft_wrap=True)
         end_tracking(run, results, console)
+        end_copies(run, console)
     if run.exit_code == EXIT_INTERRUPTED:
         console.print(
             f"Interrupted. The same command goes on from here: {checked.command}", soft_wrap=True
@@ -141,6 +144,7 @@ def opened(
                     checked=checked,
                     directory=directory,
                     tracker=tracker,
+                    copier=Copier(checked.config.cluster.copy_to, directory.path.resolve()),
                     finished=finished,
                     cancelled=cancelled,
                     prefix=prefix,
@@ -221,6 +225,7 @@ def _member(run: Run, budget: Budget, evaluators: Evaluators) -> Member:
         checked=checked,
         run=run.directory,
         tracker=run.tracker,
+        copier=run.copier,
         budget=budget,
         hardware=checked.machine.name,
     )
@@ -330,3 +335,11 @@ def end_tracking(run: Run, results: Results | None, console: Console) -> None:
     for line in [*tracker.warnings[:3], tracker.how_to_sync()]:
         if line:
             console.print(line, highlight=False, soft_wrap=True)
+
+
+def end_copies(run: Run, console: Console) -> None:
+    """Copy what the store lacks, the run itself last, and say what it has; where asked for."""
+    checked = run.checked
+    line = run.copier.end([j.key for j in checked.plan.jobs if is_finished(checked.root, j)])
+    if line is not None:
+        console.print(line, highlight=False, soft_wrap=True)

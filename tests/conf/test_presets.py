@@ -31,7 +31,7 @@ def overrides_of(path: Path) -> list[str]:
 
 
 def test_the_presets_of_the_contract_are_there() -> None:
-    assert len(FILES) == 67
+    assert len(FILES) == 69
     assert set(CONTRACT.split()) <= set(EXPERIMENTS)
 
 
@@ -58,9 +58,27 @@ def test_compare_has_the_seven_arms_of_the_contract() -> None:
 
 def test_prices_have_a_source_and_a_date() -> None:
     names = [p.stem for p in FILES if p.parent.name == "pricing"]
-    assert len(names) == 5
+    assert len(names) == 7
     for name in names:
         pricing = compose_config([f"pricing={name}"]).pricing
         assert pricing.source and pricing.date
         if name == "unknown":
             assert pricing.usd_per_device_second is None
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "usd_per_million"),
+    [
+        ("hosted_small", "gpt-5-mini", (0.25, 0.025, 2.0)),
+        ("hosted_large", "gpt-5.2", (1.75, 0.175, 14.0)),
+    ],
+)
+def test_a_hosted_price_stands_beside_that_of_own_devices(
+    name: str, model: str, usd_per_million: tuple[float, ...]
+) -> None:
+    pricing = compose_config([f"pricing={name}"]).pricing
+    price = pricing.hosted[model]
+    keys = ("input", "cached_input", "output")
+    assert tuple(getattr(price, f"{k}_usd_per_million") for k in keys) == usd_per_million
+    assert price.source and price.date
+    assert pricing.device_hour == compose_config(["pricing=cpu_core_hour"]).pricing.device_hour

@@ -15,6 +15,7 @@ from conf.records import LedgerLine, TrainRecord
 from conf.run_groups import BudgetConfig, PricingConfig
 from launch.attempts import stream_line, stream_path
 from launch.budget import Budget
+from launch.copies import Copier
 from launch.planned import Job
 from launch.recorder import Recorder
 from launch.scheduler import JobState
@@ -72,6 +73,7 @@ class Killed:
             run=run,
             tracker=cast(Any, SimpleNamespace(event=lambda *a, **k: None)),
             budget=budget,
+            copier=Copier(None, run.path),
             hardware="test",
         )
         state = JobState(job=Job(id="train:a", kind="train", arm="a", key="k"), attempts=1)

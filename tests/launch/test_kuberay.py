@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conf.choices import Device
 from conf.clusters import ClusterConfig, KubeRayConfig
 from conf.errors import ConfigError
-from launch.kuberay import RayJob, manifest
+from launch.kuberay import RAY_VERSION, RayJob, manifest
 from launch.typed_elsewhere import arguments_of
+from tests.launch.two_nodes import two_nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((Path(__file__).parent / "rayjob_schema.json").read_text(encoding="utf-8"))
@@ -96,6 +97,27 @@ def test_all_workers_or_none_and_every_pod_alike() -> None:
     ]
 
 
+def test_the_pod_that_submits_is_as_safe_and_has_no_secret() -> None:
+    """The operator's own default has no security context and pulls from public registries only."""
+    spec = read_back(job())["spec"]
+    pod = spec["submitterPodTemplate"]["spec"]
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    alike = ("securityContext", "imagePullSecrets", "serviceAccountName", "tolerations")
+    assert {key: pod[key] for key in alike} == {key: head[key] for key in alike}
+    (container,) = pod["containers"]
+    for key in ("image", "securityContext"):
+        assert container[key] == head["containers"][0][key]
+    assert "envFrom" not in container and "volumes" not in pod
+    assert "command" not in container  # the operator writes it, and the token beside it
+    assert pod["restartPolicy"] == "Never"
+
+
+def test_the_version_of_ray_is_the_one_that_is_installed() -> None:
+    """The operator chooses its probes by it: for Ray before 2.53 they need wget in the image."""
+    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None and pinned[1] == RAY_VERSION
+
+
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 
 
@@ -111,6 +133,8 @@ def test_no_value_escapes(arguments: list[str], selector: dict[str, str]) -> Non
     assert arguments_of(words[2]) == arguments
 
 
+@example(run="2026-trial", other="a")  # a label of DNS-1035 begins with a letter
+@example(run="_.-", other="run")
 @given(run=st.text("abcXYZ019._-", min_size=1, max_size=120), other=st.text("a._-", min_size=1))
 def test_names_are_kubernetes_own_and_no_other_runs(run: str, other: str) -> None:
     name = job(run=run).name
@@ -130,10 +154,12 @@ def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
         ("image", "a b"),
         ("code", "/app; id"),
         ("namespace", "Ml"),
+        ("namespace", "a.b"),
         ("secret", "wandb key"),
         ("pull_secrets", ["a/b"]),
         ("tolerations", ["gpu"]),
         ("memory", "lots"),
+        ("memory", "\u0666Gi"),  # a digit, and no quantity
         ("user_id", 0),
         ("wait_seconds", 0),
     ],
@@ -166,6 +192,7 @@ def launched(
         (CPU, "cluster.kuberay.image"),
         ((*CPU, *NAMED), "cluster.storage"),
         ((*CPU, *NAMED, "cluster.storage=/storage", "task.path={data}"), "which no pod sees"),
+        ((*CPU, *NAMED, "cluster.storage=/usr", "task.path=/usr/..{data}"), "no pod sees"),
         ((*CPU, *NAMED, "cluster.storage=/storage"), "no kubectl"),
     ],
 )
@@ -216,15 +243,30 @@ def test_a_repeated_command_creates_one_job_until_it_is_over(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_entrypoint_runs_a_run_to_its_report(tmp_path: Path) -> None:
-    """What Ray's shell would run on the head, with our code's path and a private Ray."""
-    arguments = ("+exp=smoke", "cluster=local", "tracking=none", f"run.root={tmp_path}")
-    made = job(arguments=arguments, kuberay={"code": str(ROOT)})
-    made = replace(made, cluster=replace(made.cluster, python=sys.executable))
-    entrypoint = manifest(made)["spec"]["entrypoint"]
-    outer = shlex.join(["bash", "-c", entrypoint])
-    done = subprocess.run(
-        ["bash", "-c", outer], cwd="/", capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert list(tmp_path.glob("*/report.html"))
+def test_the_entrypoint_runs_on_a_cluster_to_its_report(tmp_path: Path) -> None:
+    """What is written, as the operator and Ray run it: two shells, on a node, the volume there.
+
+    Only the volume's path and the code's are this machine's.
+    """
+    with two_nodes() as cluster:
+        storage = cluster.base / "storage"
+        typed = (
+            *("cluster=kuberay", "cluster.device=cpu", "cluster.nodes=2"),
+            *("cluster.devices_per_node=1", *NAMED, f"cluster.kuberay.code={ROOT}"),
+            *(f"cluster.storage={storage}", f"cluster.python={sys.executable}"),
+            *("tracking=none", "cluster.submit=false", f"run.root={tmp_path}"),
+        )
+        wrote = launched(*typed)
+        assert wrote.returncode == 0, wrote.stdout + wrote.stderr
+        (path,) = (tmp_path / ".submitted").glob("*.yaml")
+        entrypoint = yaml.safe_load(path.read_text())["spec"]["entrypoint"]
+        done = subprocess.run(
+            ["bash", "-c", shlex.join(["bash", "-c", entrypoint])],
+            cwd="/",
+            env=cluster.environment | {"RAY_ADDRESS": cluster.gcs},  # Ray tells a job's driver
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (storage / path.stem / "report.html").is_file()

@@ -24,6 +24,7 @@ from conf.records import LedgerLine, Progress, TrainRecord, from_dict
 from conf.run_groups import BudgetConfig, PricingConfig
 from launch import cluster, train_workers
 from launch.budget import Budget
+from launch.copies import Copier
 from launch.placement import Machine
 from launch.planned import Job, Plan
 from launch.recorder import Recorder, is_finished
@@ -185,6 +186,7 @@ class Bench:
             run=run,
             tracker=cast(Any, SimpleNamespace(event=ignore)),
             budget=budget,
+            copier=Copier(None, run.path),
             hardware="test",
         )
         member = Member(plan=plan, recorder=recorder, run_job=lambda job: self.attempt())

@@ -48,11 +48,16 @@ class TwoNodes:
             "tracking=none",
         ]
 
+    def inside(self, name: str) -> list[str]:
+        """What a command begins with that runs on a node; nothing where all are one machine."""
+        return []
+
     def start(self, name: str, *arguments: str) -> None:
         """Start a node; its processes form a group of their own."""
         with (self.base / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [str(RAY), "start", *arguments, f"--temp-dir={self.base / name}", "--block"],
+                [*self.inside(name), str(RAY), "start", *arguments]
+                + [f"--temp-dir={self.base / name}", "--block"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
@@ -90,7 +95,7 @@ class TwoNodes:
     def launch(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Run Python as the user would, in the user's directory."""
         return subprocess.run(
-            [sys.executable, *arguments],
+            [*self.inside("head"), sys.executable, *arguments],
             cwd=self.base / "user",
             env=self.environment,
             capture_output=True,
@@ -101,7 +106,7 @@ class TwoNodes:
     def begin(self, *arguments: str) -> subprocess.Popen[Any]:
         """The same, left running; what it prints goes to user.log."""
         return subprocess.Popen(
-            [sys.executable, *arguments],
+            [*self.inside("head"), sys.executable, *arguments],
             cwd=self.base / "user",
             env=self.environment,
             stdout=(self.base / "user.log").open("ab"),
@@ -133,12 +138,12 @@ def _told_address(log: Path, port: int) -> str:
 
 
 @contextmanager
-def two_nodes() -> Iterator[TwoNodes]:
+def two_nodes(kind: type[TwoNodes] = TwoNodes) -> Iterator[TwoNodes]:
     """A head and a second node with a core each."""
     base = Path(tempfile.mkdtemp(prefix="x", dir="/tmp"))
     for name in ("user", "storage"):
         (base / name).mkdir()
-    found = TwoNodes(
+    found = kind(
         base=base,
         dashboard=free_port(),
         environment=os.environ
