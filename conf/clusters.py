@@ -83,7 +83,7 @@ class KubeRayConfig:
     volume_claim: str | None = None  # mounted at cluster.storage in every pod
     namespace: str = "default"
     service_account: str | None = None
-    secret: str | None = None  # its keys become variables of the environment, e.g. WANDB_API_KEY
+    env_from: str | None = None  # a Secret: its keys become variables, e.g. WANDB_API_KEY
     pull_secrets: list[str] = field(default_factory=list)
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: list[str] = field(default_factory=list)  # key[=value]:effect
@@ -97,7 +97,7 @@ class KubeRayConfig:
 
     def __post_init__(self) -> None:
         """Names of Kubernetes, quantities, positive counts."""
-        for key in ("volume_claim", "namespace", "service_account", "secret", "queue"):
+        for key in ("volume_claim", "namespace", "service_account", "env_from", "queue"):
             value = getattr(self, key)
             is_name = value is None or DNS_NAME.fullmatch(value) is not None
             require(is_name, f"cluster.kuberay.{key}", value, "a name of a-z, 0-9, - and .")

@@ -46,7 +46,7 @@ class Tokens:
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class RequestCost:
+class CacheCost:
     """What one request costs in the mean, under one rule for tokens that a cache holds."""
 
     usd: Measured = field(default_factory=Measured)
@@ -67,7 +67,7 @@ class Cost:
     request_usd: Measured = field(default_factory=Measured)
     request_device_seconds: Measured = field(default_factory=Measured)
     usd_per_million_tokens: Measured = field(default_factory=Measured)
-    by_cache: dict[str, RequestCost] = field(default_factory=dict)
+    by_cache: dict[str, CacheCost] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -150,6 +150,7 @@ class ArmResult:
     answer_rule: AnswerRule | None = None
     checkpoint: CheckpointChoice | None = None  # None: the last one, or no training
     ready_seconds: float | None = None  # wall time of all work before the first request
+    people_hours: float | None = None  # as decision.tuning_hours and prompting_hours give them
     probes: dict[str, ProbeResult] = field(default_factory=dict)  # by name of the probe
     turn_around: TurnAround | None = None
     spent_now_usd: float | None = None

@@ -10,6 +10,7 @@ from conf.records import Measured, total
 from conf.results import ArmResult, Cost, Latency, Metric, Tokens, TrainCost, Variance
 from conf.run_groups import DecisionConfig, PricingConfig
 from evaluation import arm_scores, cost
+from evaluation.arm_bills import is_base_shared, people_hours
 from evaluation.arm_scores import Request
 from evaluation.hosted_cost import hosted_cost, requests_usd
 from evaluation.item_intervals import ItemRule
@@ -94,13 +95,14 @@ def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmS
     labels = arm_scores.labels_used(records, name)
     requests = _request_costs(timed, devices=records.latency_devices(name))
     price = settings.pricing.usd_per_device_second
+    hours = people_hours(records, name, decision=settings.decision)
     fixed = cost.fixed_cost(
         records.ledger,
         arms=records.base_arms(name),
         usd_per_device_second=price,
         labels_used=labels,
         label_usd=settings.decision.label_usd,
-        hours_usd=hours_usd(spec.method, decision=settings.decision),
+        hours_usd=(hours or 0.0) * (settings.decision.hour_usd or 0.0),
     )
     hosting = settings.pricing.hosting(is_base_shared=is_base_shared(records, name))
     quality = _quality(records, name, tests, scores, confidence=settings.confidence)
@@ -126,6 +128,7 @@ def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmS
         answer_rule=arm.rule,
         checkpoint=arm.checkpoint,
         ready_seconds=ready_seconds(records, name),
+        people_hours=hours,
         spent_now_device_seconds=now,
         spent_now_usd=None if price is None else now * price,
         is_reused=arm.is_reused,
@@ -141,25 +144,6 @@ def summarise_arm(records: RunRecords, name: str, *, settings: Settings) -> ArmS
         hosting=hosting,
         validation=_validation(records, name),
     )
-
-
-def hours_usd(method: str, *, decision: DecisionConfig) -> float:
-    """What people's work on an arm costs; 0 where an hour has no price."""
-    if decision.hour_usd is None or method in ("given", "tfidf", "linear_probe"):
-        return 0.0
-    hours = decision.prompting_hours if method == "prompt" else decision.tuning_hours
-    return decision.hour_usd * hours
-
-
-def is_base_shared(records: RunRecords, name: str) -> bool:
-    """Whether other tasks can be served from the same weights: the base model, adapters apart."""
-    size = records.model.get("num_parameters")
-    trained = [
-        summary.trained_parameters
-        for arm in records.base_arms(name)
-        if (summary := records.arms[arm].train_summary) is not None
-    ]
-    return isinstance(size, int) and all(count < size for count in trained)
 
 
 def test_scores(records: RunRecords, name: str, tests: Sequence[Request]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.records import Measured
-from conf.results import RequestCost
+from conf.results import CacheCost
 from conf.run_groups import PricingConfig
 from evaluation import cost
 from evaluation.request_rates import Rates, TimedRequest
@@ -86,7 +86,7 @@ def by_cache(
     pricing: PricingConfig,
     hosting: float,
     confidence: float,
-) -> dict[str, RequestCost]:
+) -> dict[str, CacheCost]:
     """A request's cost under each rule that can be worked out; empty where nothing was timed."""
     found = {}
     for cache in CACHES if timed else ():
@@ -94,5 +94,5 @@ def by_cache(
         if at is not None:
             seconds = at.mean(confidence=confidence)
             usd = cost.request_usd(seconds, pricing=pricing, hosting=hosting)
-            found[cache] = RequestCost(usd=usd, device_seconds=seconds)
+            found[cache] = CacheCost(usd=usd, device_seconds=seconds)
     return found

@@ -235,6 +235,21 @@ def _latency(results: Results) -> list[DimensionRow]:
     ]
 
 
+def _people(results: Results) -> list[DimensionRow]:
+    """No row where nobody has said how long people work: it cannot be measured."""
+    if all(arm.people_hours is None for arm in results.arms.values()):
+        return []
+    hours = dimension_row(
+        results,
+        EFFORT,
+        "people's hours",
+        lambda _, arm: _number(arm.people_hours),
+        unit="hours",
+        note="as given by decision.tuning_hours and prompting_hours",
+    )
+    return [hours]
+
+
 def _effort(results: Results) -> list[DimensionRow]:
     def trials(name: str, _: ArmResult) -> Cell:
         search = results.searches.get(name)
@@ -253,8 +268,9 @@ def _effort(results: Results) -> list[DimensionRow]:
             "device-seconds before the first request",
             lambda _, arm: _number(arm.cost.fixed_device_seconds if arm.cost else None),
             unit="seconds",
-            note="people's hours: decision.tuning_hours and prompting_hours, on the bill only",
+            note="people's hours: decision.tuning_hours and prompting_hours, where given",
         ),
+        *_people(results),
         dimension_row(
             results, EFFORT, "trials", trials, unit="count", note="of arms that were searched"
         ),

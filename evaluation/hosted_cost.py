@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conf.records import LedgerLine, Measured, total
-from conf.results import Cost, RequestCost
+from conf.results import CacheCost, Cost
 from conf.run_groups import HostedPrice
 from evaluation.arm_scores import Request
 from evaluation.cost import FIXED_PURPOSES, FixedCost
@@ -49,7 +49,7 @@ def hosted_cost(
             value=None if per_token is None else per_token * 1e6, n=len(values)
         ),
         by_cache={
-            cache: RequestCost(usd=mean_interval(usd, confidence=confidence))
+            cache: CacheCost(usd=mean_interval(usd, confidence=confidence))
             for cache, usd in each.items()
             if usd and is_known
         },

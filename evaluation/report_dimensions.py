@@ -99,6 +99,8 @@ def _shown(value: float, unit: str) -> str:
             return wording.seconds(value)
         case "bytes":
             return wording.size_in_bytes(value)
+        case "hours":
+            return f"{value:.3g} h"
         case "count" | "tokens" | "device_seconds":
             return wording.count(value)
     return f"{value:.3g}"

@@ -4,9 +4,9 @@
                            + per_output_token x tokens put out
 
 The work of a token is 1 + key_share x keys it attends to, from the model's shape: tokens behind a
-cached prefix of 393 take 13% more than the same tokens at the start (SmolLM2-135M), and without
-this few-shot requests were predicted 10 to 16% too cheap. Fitted to requests timed alone, by
-non-negative least squares of relative errors: a request of 40 ms counts as much as one of 1 s.
+cached prefix of 393 take 13% more than the same tokens at the start (SmolLM2-135M). Fitted to
+requests timed alone, by non-negative least squares of relative errors: a request of 40 ms counts
+as much as one of 1 s.
 """
 
 from __future__ import annotations

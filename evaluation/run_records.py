@@ -46,6 +46,7 @@ class ArmSpec:
     prompt: str = "zero_shot"
     num_shots: int = 0
     is_same_base: bool = True
+    base: str = ""  # its model override as JSON; empty: the model of the run
     is_retrieved: bool = False  # shots come from all training items
     is_rule_fixed: bool = False  # validation labels choose nothing
     hosted_model: str | None = None  # the model's name at its endpoint
@@ -179,6 +180,7 @@ def read_run(path: Path | str) -> RunRecords:
     events = tuple(reader.lines("journal.jsonl", JournalEvent))
     arms = {name: _arm(reader, name, events) for name in specs}
     specs = {name: _chosen_spec(spec, arms[name].search) for name, spec in specs.items()}
+    specs = {name: _on_its_base(spec, specs) for name, spec in specs.items()}
     for name, spec in specs.items():
         arms[name] = _inherit_failure(arms, name, on=spec.on)
     ledger, spent_now = _ledger(events)
@@ -227,23 +229,31 @@ def _spec(name: str, arm: Mapping[str, Any], engine: Mapping[str, Any]) -> ArmSp
 
     engine: the run's, for what the arm does not override.
     """
-    override = arm.get("model") or {}
+    override = {k: v for k, v in (arm.get("model") or {}).items() if v is not None and k != "note"}
     own = {k: v for k, v in (arm.get("engine") or {}).items() if v is not None}
     is_hosted = "engine" in arm and {**engine, **own}.get("name") == "openai"
-    is_same_base = not any(v is not None for k, v in override.items() if k != "note")
     return ArmSpec(
         name=name,
         method=str(arm.get("kind") or "prompt"),
         on=arm.get("on"),
         prompt=str(arm.get("prompt") or "zero_shot"),
         num_shots=int(arm.get("num_shots") or 0),
-        is_same_base=is_same_base and not is_hosted,
+        is_same_base=not override and not is_hosted,
+        base=json.dumps(override, sort_keys=True) if override else "",
         hosted_model=str({**engine, **own}.get("model")) if is_hosted else None,
         is_retrieved=arm.get("shot_selection") == "retrieved",
         is_rule_fixed=_is_rule_fixed(arm),
         given_request_usd=arm.get("request_usd"),
         given_fixed_usd=arm.get("fixed_usd"),
     )
+
+
+def _on_its_base(spec: ArmSpec, specs: Mapping[str, ArmSpec]) -> ArmSpec:
+    """An arm on another one of the run answers with that arm's model (`conf.resolve`)."""
+    under = specs.get(spec.on or "")
+    if under is None:
+        return spec
+    return replace(spec, base=under.base, is_same_base=under.is_same_base)
 
 
 def _is_rule_fixed(arm: Mapping[str, Any]) -> bool:

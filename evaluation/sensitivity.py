@@ -144,8 +144,11 @@ def prompt_knob(evidence: Evidence, decision: DecisionConfig, *, arm: str) -> Kn
     if result.cost is None or result.cost.request_usd.value is None or not tokens or not per_token:
         return None
     cost, usd, now = result.cost, result.cost.request_usd.value, tokens
-    # A token less saves what one more costs. Cached tokens cost nothing, so not all can be saved.
-    fewest = max(1.0, now - usd / per_token)
+    # A token less saves what one more costs. Cached tokens cost nothing and a request has a part
+    # that no token explains, so no more can be saved than was computed.
+    computed = None if result.tokens is None else result.tokens.computed.value
+    most = usd / per_token
+    fewest = max(1.0, now - (most if computed is None else min(most, computed)))
 
     def setting(count: float) -> tuple[Evidence, DecisionConfig]:
         factor = 1 + per_token * (count - now) / usd

@@ -28,6 +28,8 @@ from evaluation.search_summary import summarise_search
 from evaluation.serving import serve_commands
 from evaluation.statistics import holm
 
+OWN = ""  # `ArmSpec.base` of arms that answer with the model of the run
+
 
 def summarise(
     records: RunRecords,
@@ -38,8 +40,9 @@ def summarise(
     """The results of a run, under its own decision and pricing or under others."""
     settings = Settings(decision=decision or records.decision, pricing=pricing or records.pricing)
     arms = {name: summarise_arm(records, name, settings=settings) for name in records.arm_specs}
-    rates = rates_of(records, arms)
-    arms = {name: with_caches(arm, rates, settings=settings) for name, arm in arms.items()}
+    by_base = rates_by_base(records, arms)
+    rates = {name: by_base[spec.base] for name, spec in records.arm_specs.items()}
+    arms = {n: with_caches(arm, rates[n], settings=settings) for n, arm in arms.items()}
     rule = ItemRule.of(records, confidence=settings.confidence)
     pairs = all_pairs(arms, rule=rule, margin=settings.decision.equivalence_margin)
     results = {name: arm.result for name, arm in arms.items()}
@@ -89,41 +92,43 @@ def summarise(
         forgetting=all_forgetting(records, confidence=settings.confidence),
         searches=all_searches(records, settings=settings),
         label_curve=curve,
-        request_rates=reported_rates(records, arms, rates, settings=settings),
+        request_rates=reported_rates(records, arms, by_base[OWN], settings=settings),
         retraining=all_retraining(break_evens, results, decision=settings.decision),
     )
     found = with_probes(found, records, confidence=settings.confidence)
     return replace(found, serving=serve_commands(found, records), criteria=all_criteria(found))
 
 
-def _of_the_model(records: RunRecords, arms: Mapping[str, ArmSummary]) -> dict[str, ArmSummary]:
-    """The arms that run the run's own base model, on devices of our own."""
+def rates_by_base(records: RunRecords, arms: Mapping[str, ArmSummary]) -> dict[str, Rates]:
+    """Base model -> its rates on its device, from the requests of all arms that use it.
+
+    The keys' share is known of the run's own model alone; of another, attention counts for nothing.
+    """
+    found = {}
+    for base in {OWN, *(spec.base for spec in records.arm_specs.values())}:
+        share = key_share_of(records.model) if base == OWN else 0.0
+        found[base] = fit_rates(_timed_by_arm(records, arms, base=base), key_share=share)
+    return found
+
+
+def _timed_by_arm(
+    records: RunRecords, arms: Mapping[str, ArmSummary], *, base: str
+) -> dict[str, Sequence[TimedRequest]]:
+    """Timed requests of the arms that run this base model on devices of our own."""
     return {
-        name: arm
+        name: arm.timed
         for name, arm in arms.items()
-        if arm.result.is_same_base
+        if records.arm_specs[name].base == base
         and family(arm.result) != "reference"
         and records.arm_specs[name].hosted_model is None
     }
 
 
-def rates_of(records: RunRecords, arms: Mapping[str, ArmSummary]) -> Rates:
-    """Rates of the run's base model on its device, from the requests of all arms that use it."""
-    timed = _timed_by_arm(records, arms)
-    return fit_rates(timed, key_share=key_share_of(records.model))
-
-
-def _timed_by_arm(
-    records: RunRecords, arms: Mapping[str, ArmSummary]
-) -> dict[str, Sequence[TimedRequest]]:
-    return {name: arm.timed for name, arm in _of_the_model(records, arms).items()}
-
-
 def reported_rates(
     records: RunRecords, arms: Mapping[str, ArmSummary], rates: Rates, *, settings: Settings
 ) -> RequestRates | None:
-    """The rates for the report; None where nothing was timed."""
-    timed = _timed_by_arm(records, arms)
+    """The rates of the run's own model for the report; None where nothing was timed."""
+    timed = _timed_by_arm(records, arms, base=OWN)
     if not any(timed.values()):
         return None
     return reported(rates, timed, confidence=settings.confidence)
@@ -144,13 +149,18 @@ def with_caches(arm: ArmSummary, rates: Rates, *, settings: Settings) -> ArmSumm
 
 
 def usd_per_prompt_token(
-    arms: Mapping[str, ArmSummary], rates: Rates, *, settings: Settings
+    arms: Mapping[str, ArmSummary], rates: Mapping[str, Rates], *, settings: Settings
 ) -> dict[str, float]:
     """Arm -> USD that one more computed prompt token adds to a request, where both are known."""
-    per_token, price = rates.per_prompt_token, settings.pricing.usd_per_device_second
-    if per_token is None or price is None:
+    price = settings.pricing.usd_per_device_second
+    per_token = {name: rates[name].per_prompt_token for name, arm in arms.items() if arm.timed}
+    if price is None:
         return {}
-    return {name: per_token * price * arm.hosting for name, arm in arms.items() if arm.timed}
+    return {
+        name: seconds * price * arms[name].hosting
+        for name, seconds in per_token.items()
+        if seconds is not None
+    }
 
 
 def all_searches(records: RunRecords, *, settings: Settings) -> dict[str, SearchResult]:
@@ -198,7 +208,7 @@ def _adjusted(pairs: list[Pair]) -> tuple[Pair, ...]:
 
 
 def all_break_evens(
-    arms: Mapping[str, ArmSummary], rates: Rates, *, settings: Settings
+    arms: Mapping[str, ArmSummary], rates: Mapping[str, Rates], *, settings: Settings
 ) -> tuple[BreakEven, ...]:
     """Every prompted arm against every arm with trained weights, in USD and in device-seconds.
 
@@ -212,8 +222,8 @@ def all_break_evens(
         found
         for a, b, cache in pairs
         for found in _crossings(
-            _side(a, done[a], rates, cache=cache, settings=settings),
-            _side(b, done[b], rates, cache=cache, settings=settings),
+            _side(a, done[a], rates[a], cache=cache, settings=settings),
+            _side(b, done[b], rates[b], cache=cache, settings=settings),
             cache=cache,
             settings=settings,
         )

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -121,6 +122,13 @@ def _check_asked_for(config: ClusterConfig) -> None:
                 expected="a name: pods start from an image, and runs lie on a volume",
                 remedy=f"write {key}=NAME",
             )
+    if not re.fullmatch(r"[A-Za-z0-9_./-]+", config.python):
+        raise ClusterError(
+            "cluster.python",
+            found=config.python,
+            expected="a program of the image, by letters, digits and _ . / -: shells read it",
+            remedy="leave cluster.python out",
+        )
     if not (config.storage and config.storage.startswith("/")):
         raise ClusterError(
             "cluster.storage",

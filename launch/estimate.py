@@ -108,7 +108,7 @@ def with_estimates(
     config: RunConfig,
     arms: dict[str, Arm],
     task: Task,
-    places: dict[str, ModelPlace],
+    places: Mapping[str, ModelPlace],
     machine: Machine,
     mix_sizes: Mapping[str, int] | None = None,
     searches: Mapping[str, Sequence[Trial]] | None = None,

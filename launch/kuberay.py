@@ -13,10 +13,8 @@ import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +23,21 @@ import yaml
 from conf.clusters import TOLERATION, ClusterConfig, KubeRayConfig
 from conf.errors import EXIT_DONE, ClusterError
 from launch.archive import named_files
-from launch.overrides import key_of
+from launch.elsewhere import arguments_there, check_tool, output_of
 from launch.preflight import Checked
-from launch.ray_cluster import HERE
 from launch.submission import NOTES
 
 RAY_VERSION = "2.60.0"
 KEPT_SECONDS = 600  # a finished RayJob stays so long, for `kubectl describe`
 OVER = ("Complete", "Failed")
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}  # it hands the job to the head and follows its log
-MOVED = ("cluster", "cluster.submit", "cluster.python", "cluster.address", "run.root", "run.name")
-OWN = "cluster.kuberay."  # of the manifest only
+REMEDY = "change cluster.kuberay.* as it says; the KubeRay operator must be installed"
 JSON = dict[str, Any]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class RayJob:
-    """What a manifest is rendered from. arguments: of launch.py; storage: where the volume is."""
+    """What a manifest is rendered from. arguments: of launch.py on the head."""
 
     run: str
     arguments: tuple[str, ...]
@@ -68,14 +64,7 @@ class RayJob:
 
 def rayjob_of(checked: Checked) -> RayJob:
     """The job that runs what was typed, with its run on the volume."""
-    typed = shlex.split(checked.command)[2:]
-    kept = [a for a in typed if key_of(a) not in MOVED and not key_of(a).startswith(OWN)]
-    storage = checked.config.cluster.storage
-    arguments = (
-        *kept,
-        *("cluster=ray", f"cluster.address={HERE}"),
-        *(f"run.root={storage}", f"run.name={checked.name}"),
-    )
+    arguments = arguments_there(checked, root=checked.config.cluster.storage or "")
     return RayJob(run=checked.name, arguments=arguments, cluster=checked.config.cluster)
 
 
@@ -178,8 +167,8 @@ def _ray_pod(job: RayJob, name: str, resources: dict[str, str]) -> JSON:
     container = _container(job, name, resources)
     container["workingDir"] = kuberay.code
     container["volumeMounts"] = [{"name": "storage", "mountPath": job.cluster.storage}]
-    if kuberay.secret is not None:
-        container["envFrom"] = [{"secretRef": {"name": kuberay.secret}}]
+    if kuberay.env_from is not None:
+        container["envFrom"] = [{"secretRef": {"name": kuberay.env_from}}]
     claim = {"claimName": kuberay.volume_claim}
     spec = _pod(kuberay, container)
     spec["volumes"] = [{"name": "storage", "persistentVolumeClaim": claim}]
@@ -237,37 +226,20 @@ def submit(checked: Checked, *, here: Path) -> int:
     if not checked.config.cluster.submit:
         print(f"Written: {path}\nCreate it with: {shlex.join(create)}")
         return EXIT_DONE
-    if shutil.which("kubectl") is None:
-        raise ClusterError(
-            "cluster=kuberay",
-            found="no kubectl on this machine",
-            expected="a machine that may create RayJobs",
-            remedy="add cluster.submit=false to write the manifest only",
-        )
+    check_tool("kubectl", cluster="kuberay", where="a machine that may create RayJobs")
+    tell = partial(output_of, cluster="kuberay", remedy=REMEDY)
     named = [f"rayjob/{job.name}", "-n", job.cluster.kuberay.namespace]
     asked = ["kubectl", "get", *named, "--ignore-not-found"]
-    status = _output([*asked, "-o", "jsonpath={.metadata.name}/{.status.jobDeploymentStatus}"])
+    status = tell([*asked, "-o", "jsonpath={.metadata.name}/{.status.jobDeploymentStatus}"])
     name, _, state = status.strip().partition("/")
     if name and state not in OVER:
         print(f"RayJob {job.name} does this already.")
     else:
         if name:
-            _output(["kubectl", "delete", *named, "--wait"])
-        _output(create)
+            tell(["kubectl", "delete", *named, "--wait"])
+        tell(create)
         print(f"Created RayJob {job.name}.")
     print(
         f"See it: kubectl describe {shlex.join(named)}\nStop it: kubectl delete {shlex.join(named)}"
     )
     return EXIT_DONE
-
-
-def _output(command: Sequence[str]) -> str:
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        raise ClusterError(
-            "cluster=kuberay",
-            found=f"{shlex.join(command[:2])} refused: {found.stderr.strip()[:300]}",
-            expected="a RayJob that the cluster takes",
-            remedy="change cluster.kuberay.* as it says; the KubeRay operator must be installed",
-        )
-    return found.stdout

@@ -120,32 +120,11 @@ def check(
     probe_items(config.probes)  # a file that cannot be used is refused here
     searches = _checked_searches(config, arms, task, ready)
     _check_writable(Path(config.run.root))
-    plan = planning.build_plan(
-        config,
-        arms,
-        task=TaskFacts(sha256=task.sha256, kind=task.kind, wordings=wordings_of(task, config)),
-        models=sources,
-        plugins=plugins,
-        machine=machine,
-        mixes={name: mix.sha256 for name, mix in mixes.items()},
-        searches=searches,
-    )
-    plan = with_estimates(
-        plan,
-        config=config,
-        arms=arms,
-        task=task,
-        places=places,
-        machine=machine,
-        mix_sizes={name: mix.size for name, mix in mixes.items()},
-        searches=searches,
-    )
     labels = label_plan(config, arms, pool=pool) if config.label_curve.enabled else None
-    if labels is not None:
-        parts = PlanParts(
-            config=config, places=places, sources=sources, plugins=plugins, machine=machine
-        )
-        plan = with_label_jobs(plan, arms, labels, parts)
+    parts = PlanParts(
+        config=config, places=places, sources=sources, plugins=plugins, machine=machine
+    )
+    plan = _plan_of(parts, arms, task=task, mixes=mixes, searches=searches, labels=labels)
     check_budget(config, plan, machine)
     return Checked(
         config=config,
@@ -163,6 +142,40 @@ def check(
         wandb_mode=mode_of(config),
         labels=labels,
     )
+
+
+def _plan_of(
+    parts: PlanParts,
+    arms: dict[str, Arm],
+    *,
+    task: Task,
+    mixes: dict[str, Mix],
+    searches: dict[str, tuple[Trial, ...]],
+    labels: LabelPlan | None,
+) -> Plan:
+    """The jobs of what was checked, with their estimates; those of a label curve with the rest."""
+    config = parts.config
+    plan = planning.build_plan(
+        config,
+        arms,
+        task=TaskFacts(sha256=task.sha256, kind=task.kind, wordings=wordings_of(task, config)),
+        models=parts.sources,
+        plugins=parts.plugins,
+        machine=parts.machine,
+        mixes={name: mix.sha256 for name, mix in mixes.items()},
+        searches=searches,
+    )
+    plan = with_estimates(
+        plan,
+        config=config,
+        arms=arms,
+        task=task,
+        places=parts.places,
+        machine=parts.machine,
+        mix_sizes={name: mix.size for name, mix in mixes.items()},
+        searches=searches,
+    )
+    return plan if labels is None else with_label_jobs(plan, arms, labels, parts)
 
 
 def is_planned(config: RunConfig) -> bool:

@@ -18,22 +18,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.clusters import ClusterConfig
 from conf.errors import EXIT_DONE, ClusterError
 from launch.cli import TYPED
-from launch.overrides import key_of
+from launch.elsewhere import arguments_there, check_tool, output_of
 from launch.preflight import Checked
-from launch.ray_cluster import HERE
 from launch.submission import NOTES
 
 READY_SECONDS = 300  # until all nodes have joined
 STRAGGLER_SECONDS = 30  # for the other nodes, once the first has ended
-MOVED = ("cluster", "cluster.submit", "cluster.python", "cluster.address", "run.root", "run.name")
-OWN = "cluster.slurm."  # of the script only
 FIRST_PORT, PORTS = 20000, 20000  # a port of the job's own, by its number
 
 
@@ -58,21 +54,14 @@ class Job:
 def job_of(checked: Checked, *, here: Path) -> Job:
     """The job that runs what was typed, from the directory it was typed in."""
     config = checked.config
-    typed = shlex.split(checked.command)[2:]
-    kept = [a for a in typed if key_of(a) not in MOVED and not key_of(a).startswith(OWN)]
     root = (here / config.run.root).absolute()
-    arguments = (
-        *kept,
-        *("cluster=ray", f"cluster.address={HERE}"),
-        *(f"run.root={root}", f"run.name={checked.name}"),
-    )
     python = config.cluster.python
     return Job(
         name=checked.name,
         code=here.absolute(),
         notes=root / NOTES,
         python=sys.executable if python == "python" else python,
-        arguments=arguments,
+        arguments=arguments_there(checked, root=str(root)),
         typed=checked.command,
         cluster=config.cluster,
     )
@@ -219,17 +208,12 @@ def submit(checked: Checked, *, here: Path) -> int:
     if not checked.config.cluster.submit:
         print(f"Written: {job.script}\nQueue it with: {shlex.join(command)}")
         return EXIT_DONE
-    if shutil.which("sbatch") is None:
-        raise ClusterError(
-            "cluster=slurm",
-            found="no sbatch on this machine",
-            expected="a login node of the cluster",
-            remedy="add cluster.submit=false to write the script only",
-        )
+    check_tool("sbatch", cluster="slurm", where="a login node of the cluster")
     note = job.notes / f"{job.name}.slurm.json"
     number = _queued(note)
     if number is None:
-        number = _output(command).partition(";")[0].strip()
+        said = output_of(command, cluster="slurm", remedy="change cluster.slurm.* as it says")
+        number = said.partition(";")[0].strip()
         note.write_text(json.dumps({"job": number}) + "\n", encoding="utf-8")
         print(f"Queued as job {number}.")
     else:
@@ -257,15 +241,3 @@ def _queued(note: Path) -> str | None:
             remedy="try again later",
         )
     return number if found.stdout.strip() else None
-
-
-def _output(command: Sequence[str]) -> str:
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        raise ClusterError(
-            "cluster=slurm",
-            found=f"{command[0]} refused: {found.stderr.strip()[:300]}",
-            expected="a job that Slurm takes",
-            remedy="change cluster.slurm.* as it says",
-        )
-    return found.stdout

@@ -207,10 +207,12 @@ class Tracker:
             if run is not None:
                 self._guarded(run.alert, alert.title, alert.text, alert.level)
         for run in self._runs.values():
-            # None: W&B did not start for this arm. A server that is gone once is not waited for
-            # again: what it did not get lies in the offline files.
-            if run is not None and not self.warnings:
-                self._guarded(run.finish)
+            if run is None:  # W&B did not start for this arm, and a warning says so
+                continue
+            before = len(self.warnings)
+            self._guarded(run.finish)
+            if len(self.warnings) > before:  # gone: it is not waited for 20 s once more by each arm
+                break
 
     def _final_axes(self, arm: str, results: Results) -> dict[str, float]:
         spent = self._spent[arm]

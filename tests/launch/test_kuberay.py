@@ -31,7 +31,7 @@ FULL = {
     "volume_claim": "shared-runs",
     "namespace": "ml",
     "service_account": "trainer",
-    "secret": "wandb",
+    "env_from": "wandb",
     "pull_secrets": ["registry"],
     "node_selector": {"gpu": "h100"},
     "tolerations": ["nvidia.com/gpu:NoSchedule", "team=ml:NoExecute"],
@@ -155,7 +155,7 @@ def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
         ("code", "/app; id"),
         ("namespace", "Ml"),
         ("namespace", "a.b"),
-        ("secret", "wandb key"),
+        ("env_from", "wandb key"),
         ("pull_secrets", ["a/b"]),
         ("tolerations", ["gpu"]),
         ("memory", "lots"),
@@ -226,6 +226,7 @@ def test_a_repeated_command_creates_one_job_until_it_is_over(tmp_path: Path) -> 
         "FAKE_STATE": str(state),
     }
     typed = (*CPU, *NAMED, "cluster.storage=/storage", f"run.root={tmp_path}")
+    typed = (*typed, "cluster.kuberay.env_from=wandb")
     verbs = []
     for found in ("", "name/Running", "name/Failed"):
         state.write_text(found)

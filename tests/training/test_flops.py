@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from conf.methods import FullMethod, LoraMethod
-from training.flops import PassShape, train_cost, triangle
+from training.flops import PassShape, forward_cost, train_cost, triangle
 from training.shapes import size_of
 
 COMMON = {
@@ -68,6 +68,18 @@ def test_counts_equal_those_of_torch(family, method):
     # Torch also counts the rotations' outer product; and where only queries and values of the
     # first block have adapters it skips the gradient of its keys, which fused attention computes.
     assert cost.flops(shape) == pytest.approx(counted(config, method), rel=0.01)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_forward_pass_alone_equals_torchs_count(family):
+    name, values = CONFIGS[family]
+    config = getattr(transformers, name)(**values)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.randint(3, 300, (1, TOKENS)))
+    shape = PassShape(tokens=TOKENS, pairs=TOKENS**2, targets=TOKENS)
+    found = forward_cost(size_of(config.to_dict())).flops(shape)
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=6), data=st.data())
