@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class ProbeItem:
     """One row as the trained model saw it: log p(target_ids | prompt_ids), summed, natural log.
 
-    An engine that has loaded the checkpoint must find the same (evaluation/agreement.py).
+    An engine that has loaded the checkpoint must find the same (evaluation/answering/agreement.py).
     """
 
     item_id: str

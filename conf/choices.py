@@ -78,7 +78,7 @@ NF4_ARGUMENTS = {
 
 
 class RepeatStopping(enum.Enum):
-    """When the voting repeats of an item stop early (evaluation/voting.py).
+    """When the voting repeats of an item stop early (evaluation/scoring/voting.py).
 
     decided: once the remaining ones cannot change the vote. likely: once the leading answer stays
     ahead with a probability over 0.95; may change the vote. never: all repeats are asked.

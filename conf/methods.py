@@ -258,7 +258,7 @@ class SourceConfig:
 
 @dataclass(kw_only=True, slots=True)
 class InstructionMethod(LoraMethod):
-    """Instruction tuning: a weighted mix of prompt/completion sources (evaluation/mix.py).
+    """Instruction tuning: a weighted mix of prompt/completion sources (evaluation/mix).
 
     What trains is `tunes`; the keys of LoRA hold where that is lora. The training room sees the
     rows and the settings of FullMethod or LoraMethod, nothing else. A source whose weight asks for

@@ -1,5 +1,5 @@
 """Tasks, prompts, engines, scores, statistics, bill and report; knows nothing of training."""
 
-from evaluation.frames import Run, read_run
+from evaluation.records.frames import Run, read_run
 
 __all__ = ["Run", "read_run"]

@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # style(item, context): yields Ask or Think, is sent completions, returns the answer text.
 Style = Callable[..., Generator[Any, str, str]]
-# scorer(answer, item, task): a number in [0, 1], or a Score (evaluation/scoring.py).
+# scorer(answer, item, task): a number in [0, 1], or a Score (evaluation/scoring).
 Scorer = Callable[..., Any]
 # loader(task_config): a list of row dictionaries, {split: such a list}, or a Source (loaders.py).
 Loader = Callable[[TaskConfig], object]

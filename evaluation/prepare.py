@@ -16,8 +16,8 @@ from conf.hashing import sha256_of
 from conf.records import Item, RenderedExample, SourceRows, from_dict, to_dict
 from conf.resolve import Arm
 from evaluation.prompts import PromptContext, Style, draw_shots, first_ask, first_call, get_style
-from evaluation.rendering import Renderer, joint_ids
-from evaluation.shots import NearestShots
+from evaluation.prompts.rendering import Renderer, joint_ids
+from evaluation.prompts.shots import NearestShots
 from evaluation.tasks import Task
 
 MAX_TOO_LONG_SHARE = 0.05

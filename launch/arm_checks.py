@@ -11,16 +11,16 @@ from conf.errors import ConfigError, NotBuiltYet
 from conf.methods import AnsweringMethod, GivenMethod, LoraMethod, PeftMethod, check_answering
 from conf.resolve import Arm
 from conf.schema import RunConfig
-from evaluation.calls import check_labels
+from evaluation.answering.calls import check_labels
+from evaluation.answering.references import read_given
 from evaluation.engines import check_engine
 from evaluation.mix import Mix
-from evaluation.model_facts import ModelFacts
 from evaluation.models import ModelPlace
+from evaluation.models.facts import ModelFacts
 from evaluation.prompts import get_style
-from evaluation.references import read_given
-from evaluation.rendering import Renderer
+from evaluation.prompts.rendering import Renderer
+from evaluation.scoring.voting import check_voting
 from evaluation.tasks import Task
-from evaluation.voting import check_voting
 from launch.placement import Machine
 from launch.vllm_server import check_vllm
 from training.peft_methods import check_peft_method

@@ -19,9 +19,9 @@ from rich.table import Table
 from conf.errors import DataError
 from conf.results import Pair
 from conf.search_results import SearchResult
-from evaluation.arm_summary import ArmSummary
-from evaluation.report_tables import SimpleTable
-from evaluation.run_records import RunRecords
+from evaluation.records.run_records import RunRecords
+from evaluation.report.tables import SimpleTable
+from evaluation.results.arm_summary import ArmSummary
 from launch.cli import guarded
 
 
@@ -29,7 +29,7 @@ def scores_by_content(records: RunRecords) -> dict[str, ArmSummary]:
     """The arms of a run as `<run>/<arm>`, their scores keyed by each item's content hash."""
     import dataclasses
 
-    from evaluation.arm_summary import Settings, summarise_arm
+    from evaluation.results.arm_summary import Settings, summarise_arm
 
     settings = Settings(decision=records.decision, pricing=records.pricing)
     found = {}
@@ -42,7 +42,7 @@ def scores_by_content(records: RunRecords) -> dict[str, ArmSummary]:
 
 def read_runs(paths: list[Path]) -> list[RunRecords]:
     """The runs. Raises DataError for fewer than two, and for a directory that is no run."""
-    from evaluation.run_records import read_run
+    from evaluation.records.run_records import read_run
 
     if len(paths) < 2:
         raise DataError(
@@ -90,8 +90,8 @@ def paired(runs: list[RunRecords], *, leave_out: Collection[str] = ()) -> tuple[
     Raises:
         DataError: different scoring.
     """
-    from evaluation.item_intervals import ItemRule
-    from evaluation.summary import all_pairs
+    from evaluation.results.item_intervals import ItemRule
+    from evaluation.results.summary import all_pairs
 
     if not have_one_scoring(runs):
         raise DataError(
@@ -115,8 +115,8 @@ def paired(runs: list[RunRecords], *, leave_out: Collection[str] = ()) -> tuple[
 
 def searches_of(runs: list[RunRecords]) -> dict[str, SearchResult]:
     """The searches of all runs, by `<run>/<arm>`."""
-    from evaluation.arm_summary import Settings
-    from evaluation.summary import all_searches
+    from evaluation.results.arm_summary import Settings
+    from evaluation.results.summary import all_searches
 
     found: dict[str, SearchResult] = {}
     for records in runs:
@@ -164,8 +164,8 @@ def show_table(table: SimpleTable, console: Console, *, max_rows: int | None = N
 
 def main(paths: list[Path]) -> int:
     """Compare and print."""
-    from evaluation.search_tables import searches_table
-    from evaluation.task_table import are_of_several_tasks, task_table
+    from evaluation.report.search_tables import searches_table
+    from evaluation.report.task_table import are_of_several_tasks, task_table
 
     runs, console = read_runs(runs_of(paths)), Console()
     searches = searches_of(runs)

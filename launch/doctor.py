@@ -118,8 +118,8 @@ def kernel_lines(device: str, dtype: str, impl: str) -> list[tuple[str, bool, st
 
 
 def _model(config: RunConfig, root: Path) -> tuple[bool, str]:
-    from evaluation.model_facts import facts
     from evaluation.models import locate
+    from evaluation.models.facts import facts
 
     try:
         place = locate(config.model, cache=root / ".cache")

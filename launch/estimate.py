@@ -18,7 +18,7 @@ from conf.schema import RunConfig
 from evaluation.models import ModelPlace
 from evaluation.prepare import context_for
 from evaluation.prompts import Ask, Think, first_call, get_style
-from evaluation.rendering import Renderer
+from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
 from launch.placement import Machine, workers_of
 from launch.planned import SEARCH_KINDS, TRAINING_KINDS, Estimate, Job, Plan

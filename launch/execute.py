@@ -329,6 +329,6 @@ def _measured(values: list[float]) -> Measured:
 
 
 def _model_sha256(place: ModelPlace) -> str:
-    from evaluation.model_facts import facts
+    from evaluation.models.facts import facts
 
     return facts(place.path).sha256

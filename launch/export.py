@@ -21,7 +21,7 @@ from launch.finished import FinishedArm, find_arm, split_arguments
 from launch.store import write_json
 
 if TYPE_CHECKING:
-    from evaluation.rendering import Renderer
+    from evaluation.prompts.rendering import Renderer
 
 USAGE = "python -m launch.export outputs/RUN arm=lora exported merge=true"
 PROMPT_FILE, MANIFEST = "prompt.json", "export.json"
@@ -128,8 +128,8 @@ def _write_merged(found: FinishedArm, directory: Path) -> None:
 def _check_merged(found: FinishedArm, directory: Path) -> None:
     """Load what was written, plainly, and compare it with what was trained. Raises JobFailed."""
     from conf.groups import EngineConfig
-    from evaluation.agreement import require_agreement
-    from evaluation.bill import Bill
+    from evaluation.answering.agreement import require_agreement
+    from evaluation.answering.bill import Bill
     from evaluation.engines import build_engine
     from launch.cluster import num_cores
 
@@ -160,7 +160,7 @@ def prompt_facts(found: FinishedArm) -> dict[str, Any]:
     added up, normalised, lessened by the label's offset, and the largest wins. endings: label ->
     what follows the prompt. calls: 2 where a thought is generated before the answer.
     """
-    from evaluation.calls import CallMaker
+    from evaluation.answering.calls import CallMaker
     from evaluation.prepare import context_for, prompt_pattern
     from evaluation.prompts import Ask, first_call, get_style
 
@@ -199,7 +199,7 @@ def prompt_facts(found: FinishedArm) -> dict[str, Any]:
 
 def _label_facts(found: FinishedArm, renderer: Renderer, text: str) -> dict[str, Any]:
     """What follows the prompt for each label; closing_token_id where labels begin one another."""
-    from evaluation.rendering import joint_ids
+    from evaluation.prompts.rendering import joint_ids
 
     if not found.task.labels:
         return {"endings": {}, "closing_token_id": None}

@@ -17,8 +17,8 @@ from conf.space import arm_with
 from launch.label_plan import head_task
 
 if TYPE_CHECKING:
-    from evaluation.rendering import Renderer
-    from evaluation.run_records import RunRecords
+    from evaluation.prompts.rendering import Renderer
+    from evaluation.records.run_records import RunRecords
     from evaluation.tasks import Task
 
 
@@ -41,7 +41,7 @@ class FinishedArm:
     @property
     def renderer(self) -> Renderer:
         """The base model's tokenizer and template."""
-        from evaluation.rendering import Renderer
+        from evaluation.prompts.rendering import Renderer
 
         assert self.model_dir is not None, "TF-IDF renders nothing"
         model = self.arm.model
@@ -68,7 +68,7 @@ def find_arm(run: Path, name: str, *, with_reference: bool, usage: str) -> Finis
             or checkpoint that is gone or has changed.
     """
     from evaluation.plugins import load_plugins
-    from evaluation.run_records import read_run
+    from evaluation.records.run_records import read_run
     from evaluation.tasks import load_task
 
     records = read_run(run)
@@ -142,7 +142,7 @@ def _model_dir(arm: Arm, records: RunRecords) -> Path:
 def _checkpoint(
     arm: Arm, records: RunRecords, model_dir: Path
 ) -> tuple[Path | None, CheckpointRecord | None]:
-    from evaluation.rendering import Renderer
+    from evaluation.prompts.rendering import Renderer
     from launch.checkpoints import verified
     from training.job import FINAL, checkpoint_directory
 

@@ -121,7 +121,7 @@ class JobContext:
 
     def renderer_sha256(self, arm: Arm) -> str:
         """Of the tokenizer and template that an arm's texts are made rows with."""
-        from evaluation.rendering import Renderer
+        from evaluation.prompts.rendering import Renderer
 
         model = arm.model
         place = self.places[arm.name].path

@@ -14,12 +14,12 @@ from typing import Any
 from conf.hashing import sha256_of
 from conf.records import from_dict, to_dict
 from conf.run_groups import DecisionConfig
-from evaluation.arm_summary import ArmSummary, Settings, summarise_arm
-from evaluation.closing import Comparison, judge, leaving
-from evaluation.clusters import sources_of
-from evaluation.decision_rules import total_cost
-from evaluation.item_intervals import ItemRule
-from evaluation.run_records import RunRecords, read_run
+from evaluation.decision.closing import Comparison, judge, leaving
+from evaluation.decision.rules import total_cost
+from evaluation.records.run_records import RunRecords, read_run
+from evaluation.results.arm_summary import ArmSummary, Settings, summarise_arm
+from evaluation.results.item_intervals import ItemRule
+from evaluation.statistics.clusters import sources_of
 from launch.planned import Job
 from launch.preflight import Checked
 from launch.store import RunDirectory, read_lines

@@ -18,9 +18,9 @@ from conf.label_results import LabelPlace
 from conf.methods import AnsweringMethod, InstructionMethod, Method, TunedMethod
 from conf.resolve import Arm
 from conf.schema import RunConfig
-from evaluation.label_subsets import share_flipped, sizes_of, subset
-from evaluation.task_defaults import LABEL_KINDS
 from evaluation.tasks import Task
+from evaluation.tasks.defaults import LABEL_KINDS
+from evaluation.tasks.label_subsets import share_flipped, sizes_of, subset
 
 CLASSIFIERS = ("tfidf", "linear_probe")
 

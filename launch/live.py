@@ -12,7 +12,7 @@ from rich.live import Live as RichLive
 from rich.text import Text
 
 from conf.records import CurvePoint, LedgerLine, Measured, Progress, SampleRecord, TrainRecord
-from evaluation.panel import ArmState, live_table
+from evaluation.report.panel import ArmState, live_table
 from evaluation.statistics import wilson
 from launch.planned import TRAINING_KINDS, Job, Plan
 from launch.scheduler import JobState

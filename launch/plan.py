@@ -18,7 +18,7 @@ from conf.hashing import plain, sha256_of, sha256_of_file
 from conf.methods import TfidfMethod, TunedMethod
 from conf.resolve import Arm
 from conf.schema import RunConfig
-from evaluation.probe_sets import probe_key
+from evaluation.probes.probe_sets import probe_key
 from launch.placement import (
     Machine,
     devices_per_actor,

@@ -28,8 +28,8 @@ from launch.finished import FinishedArm, find_arm, split_arguments
 
 if TYPE_CHECKING:
     from conf.groups import ColumnsConfig
-    from evaluation.readers import RawRow
     from evaluation.tasks import Task
+    from evaluation.tasks.readers import RawRow
 
 USAGE = "python -m launch.predict outputs/RUN arm=lora new.csv answers.csv"
 SECONDS_BETWEEN_NOTES = 5.0
@@ -65,7 +65,7 @@ def read_items(path: Path, columns: ColumnsConfig, task: Task) -> tuple[Item, ..
     Raises:
         DataError: a file that cannot be read, a missing column, an empty input, or a double id.
     """
-    from evaluation.readers import read_rows
+    from evaluation.tasks.readers import read_rows
 
     model = task.items["train"][0]
     rows = read_rows(path)
@@ -109,9 +109,9 @@ def _item(
     model: Item,
     task: Task,
 ) -> Item:
-    from evaluation.duplicates import content_sha256
-    from evaluation.readers import text_of
-    from evaluation.rows import choices_of
+    from evaluation.tasks.duplicates import content_sha256
+    from evaluation.tasks.readers import text_of
+    from evaluation.tasks.rows import choices_of
 
     cells = {name: text_of(value) for name, value in row.values.items()}
     text = cells[needed["input"]]
@@ -196,7 +196,7 @@ def _answered(found: FinishedArm, items: tuple[Item, ...], kept: Kept) -> Iterat
 
 def _events(found: FinishedArm, task: Task, kept: Kept) -> Iterator[Any]:
     if isinstance(found.arm.method, TfidfMethod):
-        from evaluation.references import tfidf
+        from evaluation.answering.references import tfidf
 
         yield from tfidf(task, job="predict", arm=found.arm.name)
         return
@@ -263,8 +263,8 @@ def final_answers(found: FinishedArm, records: Sequence[SampleRecord]) -> dict[s
 
     Without a vote the first of several sampled repeats answers.
     """
-    from evaluation.task_defaults import LABEL_KINDS
-    from evaluation.voting import ballot, majority
+    from evaluation.scoring.voting import ballot, majority
+    from evaluation.tasks.defaults import LABEL_KINDS
 
     last: dict[str, dict[int, SampleRecord]] = {}
     for record in sorted(records, key=lambda r: (r.repeat, r.call)):

@@ -17,10 +17,10 @@ from conf.methods import (
 from conf.resolve import Arm, resolve_arms
 from conf.schema import RunConfig, non_finite_keys
 from evaluation.mix import Mix, make_mix
-from evaluation.model_facts import ModelFacts, facts
 from evaluation.models import ModelPlace, locate
+from evaluation.models.facts import ModelFacts, facts
 from evaluation.plugins import load_plugins
-from evaluation.probe_sets import probe_items
+from evaluation.probes.probe_sets import probe_items
 from evaluation.tasks import Task, load_task
 from kernels.dispatch import KernelsNotBuilt, choose
 from launch import plan as planning

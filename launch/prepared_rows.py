@@ -32,8 +32,8 @@ def prepare_rows(
         directory: of the job.
     """
     from evaluation.prepare import training_rows, write_rows
-    from evaluation.rendering import Renderer
-    from evaluation.rung_rows import rung_rows
+    from evaluation.prompts.rendering import Renderer
+    from evaluation.search.rung_rows import rung_rows
 
     renderer = Renderer.load(model_dir, layout=arm.model.layout, max_length=arm.model.max_length)
     rows = mixed_rows(mix, arm, renderer) if mix else training_rows(task, arm, renderer)

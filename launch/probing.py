@@ -13,13 +13,13 @@ from conf.hashing import sha256_of
 from conf.records import Item
 from conf.resolve import Arm
 from conf.schema import RunConfig
-from evaluation.general_set import general_arm, general_items, general_task
-from evaluation.instructions import instruction_arm, instruction_task, requests
-from evaluation.probe_sets import probe_items, probe_task
-from evaluation.splits import sampled
-from evaluation.steering import STEERING, steering_items
+from evaluation.probes.general_set import general_arm, general_items, general_task
+from evaluation.probes.instructions import instruction_arm, instruction_task, requests
+from evaluation.probes.probe_sets import probe_items, probe_task
+from evaluation.probes.steering import STEERING, steering_items
+from evaluation.probes.wordings import WORDING, further_wordings
 from evaluation.tasks import Task
-from evaluation.wordings import WORDING, further_wordings
+from evaluation.tasks.splits import sampled
 from launch.planned import Job, Plan, TaskFacts
 
 # Engines that only generate: what is answered by the probability of a choice is not asked of them.

@@ -28,8 +28,8 @@ from launch.trials import Trial
 
 if TYPE_CHECKING:
     from evaluation.engines.base import Engine
-    from evaluation.prompt_search import PromptTrial, SearchEvent
-    from evaluation.rendering import Renderer
+    from evaluation.prompts.rendering import Renderer
+    from evaluation.search.prompt_search import PromptTrial, SearchEvent
     from launch.workers import SearchWork
 
 MIN_ITEMS = 5  # of the first rung that drops
@@ -61,7 +61,7 @@ def searched_prompts(
     Raises:
         JobFailed: every trial failed.
     """
-    from evaluation.prompt_search import SearchJob, search_prompts
+    from evaluation.search.prompt_search import SearchJob, search_prompts
 
     base = work.base
     halving = prompt_halving(work.halving, num_items=len(base.task.items["validation"]))
@@ -96,7 +96,7 @@ def searched_prompts(
 
 
 def _prompt_trial(trial: Trial) -> PromptTrial:
-    from evaluation.prompt_search import PromptTrial
+    from evaluation.search.prompt_search import PromptTrial
 
     return PromptTrial(
         number=trial.number,

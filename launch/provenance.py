@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.hashing import plain
-from evaluation.model_facts import facts
 from evaluation.models import ModelPlace
+from evaluation.models.facts import facts
 from launch import cluster
 from launch.preflight import Checked
 from launch.probing import further_items

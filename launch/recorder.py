@@ -11,7 +11,7 @@ from typing import Any
 from conf.errors import Refused
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary
 from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
-from evaluation.linear_probe import FEATURES_FILE
+from evaluation.answering.linear_probe import FEATURES_FILE
 from launch.attempts import (
     Steps,
     ask_to_stop,

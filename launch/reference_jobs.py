@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.resolve import Arm
-from evaluation.linear_probe import FEATURES_FILE
+from evaluation.answering.linear_probe import FEATURES_FILE
 from evaluation.tasks import Task
 from launch.placement import Machine, dtype_name
 from launch.planned import Job
@@ -65,9 +65,9 @@ def _run(work: ReferenceWork) -> list[Any]:
 def _features(work: ReferenceWork, path: Path) -> list[Any]:
     import torch
 
+    from evaluation.answering.linear_probe import compute_features
     from evaluation.engines.loading import load_model
-    from evaluation.linear_probe import compute_features
-    from evaluation.rendering import Renderer
+    from evaluation.prompts.rendering import Renderer
 
     arm, device, model_dir = work.arm, work.machine.device, work.model_dir
     assert model_dir is not None, "a probe has a model"
@@ -88,6 +88,6 @@ def _features(work: ReferenceWork, path: Path) -> list[Any]:
 
 
 def _fitted(work: ReferenceWork, path: Path) -> list[Any]:
-    from evaluation.linear_probe import linear_probe
+    from evaluation.answering.linear_probe import linear_probe
 
     return list(linear_probe(work.job.id, work.arm, task=work.task, features=path))

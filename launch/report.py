@@ -46,10 +46,10 @@ def report(arguments: list[str]) -> int:
         raise DataError(str(run), found="no config.json", expected="a run directory")
     from rich.console import Console
 
-    from evaluation import panel
-    from evaluation.report import write_report
-    from evaluation.run_records import read_run
-    from evaluation.summary import summarise
+    from evaluation.records.run_records import read_run
+    from evaluation.report import panel
+    from evaluation.report.files import write_report
+    from evaluation.results.summary import summarise
 
     records = read_run(run)
     decision, pricing = changed_sections(records.config, overrides)

@@ -19,7 +19,7 @@ from conf.errors import (
 )
 from conf.records import TrainRecord
 from conf.results import Results
-from evaluation.run_records import read_run
+from evaluation.records.run_records import read_run
 from launch import cluster, tracking
 from launch.budget import ENDPOINT_SPEND, Budget
 from launch.copies import Copier
@@ -68,7 +68,7 @@ class Run:
 
 def execute(checked: Checked, console: Console) -> int:
     """Run what is missing, then report; returns the exit code."""
-    from evaluation import panel
+    from evaluation.report import panel
 
     with opened({"": checked}) as (run,):
         console.print(_opening(run), highlight=False, soft_wrap=True)
@@ -295,8 +295,8 @@ def _exit_code(states: list[JobState | None], *, ended: int | None) -> int:
 
 def report(run: Run) -> Results | None:
     """Write results and report from the records alone; None where there is nothing yet."""
-    from evaluation.report import write_report
-    from evaluation.summary import summarise
+    from evaluation.report.files import write_report
+    from evaluation.results.summary import summarise
 
     complete_facts(run.checked, run.directory)
     records = read_run(run.directory.path)

@@ -1,6 +1,6 @@
 """One engine over several engine processes: shards out, results merged, dead processes replaced.
 
-Requests are split so that a shard keeps whole subtrees of the prefix tree (evaluation/shards.py).
+Requests are split so that a shard keeps whole subtrees of the prefix tree (engines/shards.py).
 Each engine process is a Ray actor that keeps its model between calls and swaps adapters; it streams
 results with the rows it has computed so far. A result that has come is never asked for again, so
 when a process dies, exactly the requests without a result go to a new one.
@@ -27,8 +27,8 @@ from evaluation.engines.base import (
 )
 from evaluation.engines.endpoint_ceiling import EndpointPlace
 from evaluation.engines.rows import label_tree
-from evaluation.rendering import Renderer
-from evaluation.shards import shards
+from evaluation.engines.shards import shards
+from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
 from launch.estimate import PROMPT_ROWS_PER_DECODED_TOKEN
 from launch.worker_log import logged

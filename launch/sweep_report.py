@@ -10,11 +10,11 @@ from rich.console import Console
 
 from conf.errors import EXIT_ARM_FAILED, EXIT_BUDGET, EXIT_DONE, EXIT_INTERRUPTED
 from conf.results import Pair
-from evaluation.report_tables import SimpleTable
-from evaluation.run_records import RunRecords, read_run
-from evaluation.search_tables import searches_table
-from evaluation.sweep_table import SweepRow, render_page, render_text, runs_table
-from evaluation.task_table import are_of_several_tasks, task_table
+from evaluation.records.run_records import RunRecords, read_run
+from evaluation.report.search_tables import searches_table
+from evaluation.report.sweep_table import SweepRow, render_page, render_text, runs_table
+from evaluation.report.tables import SimpleTable
+from evaluation.report.task_table import are_of_several_tasks, task_table
 from launch.compare import have_one_scoring, pair_table, paired, searches_of, show_table
 from launch.store import write_atomically, write_json
 

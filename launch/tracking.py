@@ -23,7 +23,7 @@ from conf.resolve import Arm
 from conf.results import Results
 from conf.schema import RunConfig
 from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
-from evaluation.search_values import is_text, last_name
+from evaluation.search.values import is_text, last_name
 from evaluation.statistics import wilson
 from launch.tracking_rows import (
     Spent,

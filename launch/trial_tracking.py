@@ -15,7 +15,7 @@ from typing import Any
 from conf.hashing import plain
 from conf.records import TrainRecord
 from conf.sweep_records import UNFINISHED, RungRecord, SweepChoice, TrialRecord
-from evaluation.search_values import is_number, label_of, shown_value, without_texts
+from evaluation.search.values import is_number, label_of, shown_value, without_texts
 from launch.tracking_rows import Spent, WandbRun, axes, metric_row, train_row
 from launch.trials import Trial
 

@@ -14,7 +14,7 @@ from conf.errors import ConfigError
 from conf.hashing import sha256_of
 from conf.records import Item
 from conf.run_groups import DecisionConfig
-from evaluation.clusters import sources_of
+from evaluation.statistics.clusters import sources_of
 from evaluation.tasks import Task
 from launch.planned import Job
 

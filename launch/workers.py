@@ -90,8 +90,8 @@ class Evaluator:
 
     def answer(self, work: AnswerWork) -> Iterator[list[Any]]:
         """Answer the items of the work's sets; yields records as they come, a few at a time."""
+        from evaluation.answering.runner import EvaluateJob, evaluate
         from evaluation.plugins import load_plugins
-        from evaluation.runner import EvaluateJob, evaluate
 
         with logged(work.log_path, stalled_seconds=STALLED_SECONDS):
             load_plugins(list(work.plugins))
@@ -128,7 +128,7 @@ class Evaluator:
             yield from gathered(_with_kernels(events, engine, base), seconds=0.2)
 
     def _ready(self, work: AnswerWork) -> tuple[Any, Any]:
-        from evaluation.rendering import Renderer
+        from evaluation.prompts.rendering import Renderer
         from launch.sharded_engine import ShardedEngine
 
         model = work.arm.model
@@ -175,8 +175,8 @@ def _agreement(engine: Any, work: AnswerWork) -> Iterator[LedgerLine]:
 
     Nor is an engine checked that gives no scores to compare.
     """
-    from evaluation.agreement import require_agreement
-    from evaluation.bill import Bill
+    from evaluation.answering.agreement import require_agreement
+    from evaluation.answering.bill import Bill
 
     if work.arm.engine.name == "scripted" or work.arm.engine.only_generates:
         return
@@ -255,8 +255,8 @@ def run_reference(
     job: str, arm: Arm, task: Task, plugins: tuple[str, ...], log_path: Path
 ) -> list[Any]:
     """All records of a reference arm."""
+    from evaluation.answering.references import reference
     from evaluation.plugins import load_plugins
-    from evaluation.references import reference
 
     with logged(log_path):
         load_plugins(list(plugins))

@@ -18,6 +18,12 @@ ALLOWED = {
     "evaluation": {"kernels", "conf"},
     "launch": {"training", "evaluation", "conf", "kernels"},
 }
+# The rooms of evaluation/, each of which imports only from those before it.
+ROOMS = (
+    *("wording", "plugins", "tasks", "prompts", "prepare", "scoring", "statistics"),
+    *("models", "engines", "probes", "mix", "answering"),
+    *("records", "search", "costs", "decision", "results", "report"),
+)
 OWNERS = {
     "ray": {"launch"},
     "wandb": {"launch"},
@@ -61,6 +67,45 @@ def test_packages_import_only_what_they_may(package: str) -> None:
     ]
     assert not wrong, "\n".join(wrong)
     assert len(sources(package)) >= 2, "the test must see the package's files"
+
+
+def rooms_imported(path: Path) -> Iterator[tuple[int, str]]:
+    """The line and the room of each import from evaluation."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "evaluation":
+            names = [f"evaluation.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "evaluation" and rest:
+                yield node.lineno, rest.split(".")[0]
+
+
+def test_rooms_of_evaluation_import_only_from_rooms_before_them() -> None:
+    wrong = []
+    for path in sources("evaluation"):
+        room = path.relative_to(ROOT / "evaluation").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for line, name in rooms_imported(path):
+            if ROOMS.index(name) > ROOMS.index(room):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports evaluation.{name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_room_test_sees_every_form_of_import(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "from evaluation import report as r\n"
+        "from evaluation.decision.rules import choose\n"
+        "import evaluation.costs.cost\n"
+        "import json\n"
+    )
+    assert list(rooms_imported(bad)) == [(1, "report"), (2, "decision"), (3, "costs")]
 
 
 def test_the_layer_test_sees_a_wrong_import(tmp_path: Path) -> None:

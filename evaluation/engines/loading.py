@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conf.choices import NF4_ARGUMENTS
 from conf.errors import ModelError
-from evaluation.model_facts import facts
+from evaluation.models.facts import facts
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -12,13 +12,13 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluation.arm_summary import Settings, summarise_arm
-from evaluation.closing import Comparison, judge, leaving
-from evaluation.clusters import sources_of
-from evaluation.decision_rules import total_cost
-from evaluation.item_intervals import ItemRule
-from evaluation.run_records import RunRecords, read_run
-from evaluation.summary import summarise
+from evaluation.decision.closing import Comparison, judge, leaving
+from evaluation.decision.rules import total_cost
+from evaluation.records.run_records import RunRecords, read_run
+from evaluation.results.arm_summary import Settings, summarise_arm
+from evaluation.results.item_intervals import ItemRule
+from evaluation.results.summary import summarise
+from evaluation.statistics.clusters import sources_of
 from launch.waves import waves_of
 
 FREE = ("tfidf", "given", "linear_probe")  # reference arms answer all items at once

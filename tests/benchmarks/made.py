@@ -11,7 +11,7 @@ import random
 from typing import Any
 
 from conf.groups import TaskConfig
-from evaluation.embedded import load_sms_spam
+from evaluation.tasks.embedded import load_sms_spam
 
 RawRows = list[dict[str, Any]]  # input, label, choices
 

@@ -23,11 +23,11 @@ from conf.records import AnswerRule, Item
 from conf.resolve import Arm
 from conf.sweep_records import SweepChoice
 from conf.sweeps import HalvingConfig
+from evaluation.answering.runner import EvaluateJob, evaluate
 from evaluation.engines import build_engine
 from evaluation.engines.base import Engine, ScoreRequest
-from evaluation.prompt_search import PromptTrial, SearchJob, search_prompts
-from evaluation.rendering import Renderer
-from evaluation.runner import EvaluateJob, evaluate
+from evaluation.prompts.rendering import Renderer
+from evaluation.search.prompt_search import PromptTrial, SearchJob, search_prompts
 from evaluation.tasks import Task, TaskFacts
 from launch.halving import rung_shares
 from launch.prompt_search import Rules, prompt_halving

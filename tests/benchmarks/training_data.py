@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.records import RenderedExample
-from evaluation.layouts import Message
-from evaluation.rendering import Renderer, joint_ids
+from evaluation.prompts.layouts import Message
+from evaluation.prompts.rendering import Renderer, joint_ids
 from tests.benchmarks.workloads import load_rows
 
 BATCH = 8

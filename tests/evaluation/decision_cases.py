@@ -8,7 +8,7 @@ from conf.label_results import LabelCrossing
 from conf.records import AnswerRule, Measured
 from conf.results import ArmResult, Cost, Latency, Metric, Pair, Tokens
 from conf.run_groups import DecisionConfig
-from evaluation.decision_rules import Evidence
+from evaluation.decision.rules import Evidence
 
 SECONDS_PER_USD = 1e5
 

@@ -23,7 +23,7 @@ from conf.records import (
     TrainSummary,
 )
 from conf.run_groups import DecisionConfig, PriceConfig, PricingConfig
-from evaluation.general_set import general_items
+from evaluation.probes.general_set import general_items
 from evaluation.statistics import wilson
 
 # arm: accuracy, prompt tokens, seconds a request, kind

@@ -12,11 +12,11 @@ from conf.groups import EngineConfig, ModelConfig, TrainerConfig, ZeroConfig
 from conf.methods import PromptMethod
 from conf.records import AnswerRule, Item, LedgerLine, Progress, PromptText, SampleRecord
 from conf.resolve import Arm
-from evaluation.asking import Emitted
+from evaluation.answering.asking import Emitted
+from evaluation.answering.runner import EvaluateJob, evaluate
 from evaluation.engines import build_engine
 from evaluation.engines.base import Engine
-from evaluation.rendering import Renderer
-from evaluation.runner import EvaluateJob, evaluate
+from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
 
 REAL = {"name": "transformers"}

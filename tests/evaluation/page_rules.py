@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-TEMPLATES = Path(__file__).parents[2] / "evaluation" / "templates"
+TEMPLATES = Path(__file__).parents[2] / "evaluation" / "report" / "templates"
 NODE = shutil.which("node")
 BROWSER = next(
     (b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None

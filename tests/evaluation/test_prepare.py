@@ -20,7 +20,7 @@ from evaluation.prepare import (
     write_rows,
 )
 from evaluation.prompts import first_ask, get_style
-from evaluation.rendering import Renderer, joint_ids
+from evaluation.prompts.rendering import Renderer, joint_ids
 from evaluation.tasks import Task
 from tests.evaluation.chat_models import (
     free_task,

@@ -8,8 +8,8 @@ import pytest
 
 from conf.errors import ConfigError
 from conf.run_groups import DecisionConfig
-from evaluation.run_records import read_run
-from evaluation.summary import summarise
+from evaluation.records.run_records import read_run
+from evaluation.results.summary import summarise
 from tests.evaluation import fake_run
 
 

@@ -19,10 +19,10 @@ from conf.checkpoint_records import CheckpointRecord
 from conf.choices import Keep
 from conf.errors import ConfigError, JobFailed
 from conf.records import CurvePoint, Measured, TrainRecord, TrainSummary, to_dict
-from evaluation.arm_scores import requests_of
-from evaluation.run_records import RunRecords, read_run
-from evaluation.serving import serve_commands
-from evaluation.summary import summarise
+from evaluation.records.arm_scores import requests_of
+from evaluation.records.run_records import RunRecords, read_run
+from evaluation.results.serving import serve_commands
+from evaluation.results.summary import summarise
 from launch import cluster, evaluators, execute, train_workers, workers
 from launch.checkpoints import best_point, point_checkpoint
 from launch.compose import compose_config

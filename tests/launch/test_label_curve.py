@@ -16,7 +16,7 @@ from rich.console import Console
 from conf.errors import ConfigError, NotBuiltYet, Refused
 from conf.label_results import LabelCurve, LabelPoint
 from conf.records import LedgerLine, Measured
-from evaluation.run_records import read_run
+from evaluation.records.run_records import read_run
 from launch import cluster, execute, reference_jobs, run, workers
 from launch.compose import compose_config
 from launch.dry_run import show

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.run_records import read_run
+from evaluation.records.run_records import read_run
 
 pytestmark = [pytest.mark.all_cores, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -18,8 +18,8 @@ from conf.records import LedgerLine, TrainRecord, TrainSummary
 from conf.resolve import resolve_arms
 from conf.sweep_records import RungDecision, RungRecord, SweepChoice, TrialRecord
 from evaluation.prepare import training_rows, write_rows
-from evaluation.rendering import Renderer
-from evaluation.rung_rows import rung_rows
+from evaluation.prompts.rendering import Renderer
+from evaluation.search.rung_rows import rung_rows
 from evaluation.tasks import Task
 from launch.attempts import search_ledger
 from launch.compose import compose_config

@@ -1,6 +1,6 @@
 """Names and files that would lead out of the directories of a run: all are refused.
 
-What leads out of a model's own directory by a link is in tests/evaluation/test_models.py, out of an
+What leads out of a model's own directory by a link is in evaluation/models/test_models.py, out of an
 archive in test_archive.py.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import Refused
-from evaluation.model_facts import facts
+from evaluation.models.facts import facts
 from launch.archive import contents_of
 from launch.compose import compose_config
 from launch.preflight import check

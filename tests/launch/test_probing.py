@@ -12,7 +12,7 @@ import pytest
 from conf.choices import TaskKind
 from conf.errors import ConfigError, DataError
 from conf.resolve import resolve_arms
-from evaluation.probe_sets import probe_items
+from evaluation.probes.probe_sets import probe_items
 from launch.compose import compose_config
 from launch.placement import Machine
 from launch.plan import build_plan, with_reference

@@ -15,7 +15,7 @@ import pytest
 from conf.errors import BudgetReached, JobFailed
 from conf.records import JournalEvent, LedgerLine, Progress, TrainRecord, from_dict
 from conf.run_groups import BudgetConfig
-from evaluation.run_records import _ledger
+from evaluation.records.run_records import _ledger
 from launch.attempts import stop_path, stream_line, stream_path
 from launch.store import read_lines
 from tests.launch.test_attempts import step, summary

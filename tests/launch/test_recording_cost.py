@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from pathlib import Path
 
 import pytest
 
-from evaluation.run_records import read_run
+from evaluation.records.run_records import read_run
 from launch.store import Lines
-
-PATH = Path(__file__).parents[1] / "evaluation" / "fake_run.py"
-SPEC = importlib.util.spec_from_file_location("fake_run", PATH)
-assert SPEC is not None and SPEC.loader is not None
-fake_run = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(fake_run)
+from tests.evaluation import fake_run
 
 
 @pytest.mark.slow

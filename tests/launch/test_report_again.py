@@ -11,8 +11,8 @@ import pytest
 from conf.errors import ConfigError
 from conf.hashing import plain
 from conf.run_groups import DecisionConfig, PricingConfig
-from evaluation.run_records import read_run
-from evaluation.summary import summarise
+from evaluation.records.run_records import read_run
+from evaluation.results.summary import summarise
 from launch.report import changed_sections, report
 from tests.evaluation import fake_run
 
@@ -49,7 +49,9 @@ def test_only_decision_pricing_and_report_apply(tmp_path: Path) -> None:
 def test_the_verdict_changes_where_the_first_one_said_it_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.report.write_svg", lambda *_: None)  # drawings take seconds
+    monkeypatch.setattr(
+        "evaluation.report.files.write_svg", lambda *_: None
+    )  # drawings take seconds
     arms = {name: fake_run.SPAM_ARMS[name] for name in ("few_shot", "lora")}
     run = fake_run.write_spam_run(tmp_path / "r", arms=arms, num_test=60, num_general=10)
     before = summarise(read_run(run)).recommendation

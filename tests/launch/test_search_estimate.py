@@ -8,8 +8,8 @@ import pytest
 
 from conf.records import RenderedExample
 from conf.resolve import resolve_arms
-from evaluation.rendering import Renderer
-from evaluation.rung_rows import rung_rows
+from evaluation.prompts.rendering import Renderer
+from evaluation.search.rung_rows import rung_rows
 from evaluation.tasks import Task
 from launch.compose import compose_config
 from launch.estimate import arm_tokens

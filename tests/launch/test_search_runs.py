@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from conf.hashing import plain
-from evaluation.run_records import RunRecords, read_run
-from evaluation.search_records import SearchRecords
+from evaluation.records.run_records import RunRecords, read_run
+from evaluation.records.search_records import SearchRecords
 from launch.finished import find_arm
 
 pytestmark = pytest.mark.all_cores

@@ -19,7 +19,7 @@ from conf.groups import EngineConfig
 from conf.records import JournalEvent, SampleRecord
 from conf.resolve import resolve_arms
 from evaluation.engines.base import Engine, GenerateRequest, Overhead, ScoreRequest, ScoreResult
-from evaluation.rendering import Renderer
+from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
 from launch import cluster, sharded_engine, workers
 from launch.compose import compose_config

@@ -19,10 +19,10 @@ import torch
 from conf.checkpoint_records import CheckpointRecord
 from conf.errors import ConfigError, JobFailed, ModelError
 from conf.records import LedgerLine, from_dict
-from evaluation.rendering import Renderer, joint_ids
-from evaluation.run_records import read_run
-from evaluation.serving import serve_commands
-from evaluation.summary import summarise
+from evaluation.prompts.rendering import Renderer, joint_ids
+from evaluation.records.run_records import read_run
+from evaluation.results.serving import serve_commands
+from evaluation.results.summary import summarise
 from launch import export, predict
 from launch.checkpoints import verified
 from launch.finished import find_arm

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from conf.errors import ConfigError
 from conf.records import AnswerRule, Item, SampleRecord
-from evaluation.run_records import read_run
-from evaluation.summary import summarise
+from evaluation.records.run_records import read_run
+from evaluation.results.summary import summarise
 from launch.budget import Budget
 from launch.compose import compose_config
 from launch.evaluators import Evaluators

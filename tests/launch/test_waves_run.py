@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.run_records import read_run
+from evaluation.records.run_records import read_run
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+"""What is asked besides the task: sets of our own, other wordings, instructions to obey."""

@@ -1,0 +1,1 @@
+"""From records to results.json: arms, intervals, dimensions, label curves (pure)."""
