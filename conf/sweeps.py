@@ -26,7 +26,7 @@ class ReplicatesConfig:
 
 @dataclass(kw_only=True, slots=True)
 class HalvingConfig:
-    """Successive halving: at each rung the best 1/eta of the settings go on (launch/halving.py).
+    """Successive halving: at each rung the best 1/eta of the settings go on (search/halving.py).
 
     Rungs lie at first_rung of the steps, eta times that, and so on; 16 settings take a third of
     what a grid does. Where ranks change much between two rungs, nobody is dropped at the second.

@@ -10,7 +10,7 @@ from launch.cli import guarded
 
 def main(run: Path) -> int:
     """See the module."""
-    from launch.submission import follow, submitted
+    from launch.elsewhere.submission import follow, submitted
 
     return follow(submitted(run))
 

@@ -17,7 +17,7 @@ from conf.schema import RunConfig
 from launch.placement import Machine
 from launch.planned import SEARCH_KINDS, Job, Plan
 from launch.rates import price_of
-from launch.search_estimate import check_sweep_budget
+from launch.search.estimate import check_sweep_budget
 from launch.spending import Spending
 
 # In a run's directory: what hosted models were paid, and what is set aside for requests under way.

@@ -197,16 +197,16 @@ def _known_keys(key: str, class_name: str) -> str:
 
 def run(config: RunConfig, *, exp: str | None, command: str) -> int:
     """Check, plan, and run, submit or show the plan."""
+    from launch.elsewhere.ray_cluster import is_driver
     from launch.preflight import check
-    from launch.ray_cluster import is_driver
 
     checked = check(config, exp=exp, command=command)
     if config.cluster.name == "ray" and not is_driver(config.cluster) and not config.dry_run:
-        from launch.submission import submit
+        from launch.elsewhere.submission import submit
 
         return submit(checked, here=Path.cwd())
     if config.cluster.name in ("slurm", "kuberay") and not config.dry_run:
-        from launch import kuberay, slurm
+        from launch.elsewhere import kuberay, slurm
 
         hand_over = slurm.submit if config.cluster.name == "slurm" else kuberay.submit
         return hand_over(checked, here=Path.cwd())

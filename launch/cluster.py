@@ -18,8 +18,7 @@ from conf.clusters import ClusterConfig
 from conf.devices import DEVICES
 from conf.errors import ClusterError
 from launch import watchdog
-from launch.placement import Machine
-from launch.ray_cluster import (
+from launch.elsewhere.ray_cluster import (
     answering_machine,
     check_nodes,
     check_ray,
@@ -28,6 +27,7 @@ from launch.ray_cluster import (
     joined_machine,
     remote_machine,
 )
+from launch.placement import Machine
 
 # glibc hands large blocks back to the kernel after each step and faults them in again; keeping
 # them took a 4,096-token LoRA step from 206 to 361 tokens/s on 2 cores.

@@ -1,6 +1,6 @@
 """`python -m launch.doctor`: what this machine has, and what would be refused.
 
-`--bundle RUN` packs what a helper needs to see of a run (launch/doctor_bundle.py).
+`--bundle RUN` packs what a helper needs to see of a run (launch/logs/bundle.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from conf.schema import RunConfig
 from launch.cli import guarded
 from launch.cluster import local_machine, num_accelerators
 from launch.compose import compose_config
-from launch.doctor_bundle import write_bundle
+from launch.logs.bundle import write_bundle
 from launch.placement import model_dtype
 from launch.provenance import PACKAGES
 

@@ -10,15 +10,15 @@ from rich.table import Table
 
 from evaluation.mix import Mix
 from evaluation.tasks import Task
-from launch.halving import rung_shares
-from launch.label_dry_run import is_point, point_table
+from launch.label_curve.dry_run import is_point, point_table
 from launch.placement import Machine
 from launch.planned import SEARCH_KINDS, Estimate, Job, Plan
 from launch.preflight import Checked
-from launch.prompt_search import prompt_halving
 from launch.rates import device_facts, price_of
 from launch.recorder import is_finished
-from launch.search_estimate import search_size
+from launch.search.estimate import search_size
+from launch.search.halving import rung_shares
+from launch.search.prompt_search import prompt_halving
 from training.zero import gigabytes
 
 

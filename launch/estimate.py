@@ -23,7 +23,6 @@ from evaluation.tasks import Task
 from launch.placement import Machine, workers_of
 from launch.planned import SEARCH_KINDS, TRAINING_KINDS, Estimate, Job, Plan
 from launch.probing import num_asked
-from launch.prompt_search import prompt_halving
 from launch.rates import (
     Rate,
     device_facts,
@@ -33,9 +32,10 @@ from launch.rates import (
     rate_file,
     rate_of,
 )
-from launch.search_estimate import scoring_tokens, search_estimate, search_size
+from launch.search.estimate import scoring_tokens, search_estimate, search_size
+from launch.search.prompt_search import prompt_halving
+from launch.search.trials import Trial
 from launch.train_plan import model_sizes, plan_training, training_job
-from launch.trials import Trial
 from launch.waves import share_of
 from training.job import PASS_TOKENS
 

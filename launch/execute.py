@@ -30,21 +30,22 @@ from conf.records import (
 from conf.results import CHECKPOINT_CHOSEN
 from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
-from launch import cluster, train_workers, worker_log, workers
+from launch import cluster, train_workers, workers
 from launch.attempts import each_step_once
 from launch.checkpoints import verified
 from launch.evaluators import Evaluators
 from launch.job_context import SETS, JobContext
-from launch.pack_search import PackSearch
+from launch.logs import worker_log
 from launch.placement import engine_actors, model_dtype, threads_of, workers_left, workers_of
 from launch.planned import Job
 from launch.prepared_rows import prepare_rows
 from launch.probing import asked
-from launch.prompt_search import STATE
 from launch.rates import noted, rate_file
 from launch.reference_jobs import ReferenceWork, reference_events
 from launch.reference_plan import features_job
-from launch.searching import chosen, chosen_arm, curve_point, packed, rung_points, steps_of
+from launch.search.messages import chosen, chosen_arm, curve_point, packed, rung_points, steps_of
+from launch.search.pack_search import PackSearch
+from launch.search.prompt_search import STATE
 from launch.trained_rows import training_data
 from launch.waves import wave_task
 from training.job import CHECKPOINT_FILE, FINAL, TrainJob, checkpoint_directory

@@ -54,7 +54,7 @@ def export(arguments: Sequence[str]) -> int:
 
 
 def _write(found: FinishedArm, target: Path, *, is_merged: bool) -> None:
-    from launch.worker_log import logged
+    from launch.logs.worker_log import logged
     from training.commit import commit
 
     def write(directory: Path) -> None:

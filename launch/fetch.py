@@ -19,11 +19,11 @@ def main(arguments: list[str]) -> int:
     named, rest = split_arguments(arguments, keys=["from"])
     run = Path(rest[0] if len(rest) == 1 else "RUN")
     if "from" in named:
-        from launch.copies import fetch_copy
+        from launch.elsewhere.copies import fetch_copy
 
         print(fetch_copy(named["from"], run))
         return EXIT_DONE
-    from launch.submission import fetch, submitted
+    from launch.elsewhere.submission import fetch, submitted
 
     return fetch(submitted(run), run)
 

@@ -14,7 +14,7 @@ from conf.resolve import Arm, resolve_arms
 from conf.restore import restore_config
 from conf.schema import RunConfig
 from conf.space import arm_with
-from launch.label_plan import head_task
+from launch.label_curve.plan import head_task
 
 if TYPE_CHECKING:
     from evaluation.prompts.rendering import Renderer

@@ -19,9 +19,9 @@ from launch.budget import Budget
 from launch.checkpoints import best_point, point_checkpoint
 from launch.placement import Machine
 from launch.planned import Job, Plan
-from launch.searching import chosen, chosen_arm
+from launch.search.messages import chosen, chosen_arm
+from launch.search.trials import Trial
 from launch.store import JobDirectory
-from launch.trials import Trial
 from training.job import checkpoint_directory
 
 SETS = {

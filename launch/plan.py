@@ -30,7 +30,7 @@ from launch.placement import (
 from launch.planned import Job, ModelSource, Plan, TaskFacts
 from launch.probing import asks_probes, control_job
 from launch.reference_plan import REFERENCE_KINDS, reference_jobs
-from launch.trials import Trial
+from launch.search.trials import Trial
 from launch.waves import in_waves
 
 # Raised by hand when a change alters records that a job leaves; cached jobs of older numbers are

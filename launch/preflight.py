@@ -36,17 +36,17 @@ from launch.arm_checks import (
 from launch.budget import check_budget
 from launch.checkpoints import checkpoint_sha256
 from launch.cluster import check_cluster, machine_for, planned_machine
-from launch.copy_store import check_copy_to
-from launch.default_spaces import with_default_spaces
+from launch.elsewhere.copy_store import check_copy_to
 from launch.estimate import with_estimates
-from launch.label_jobs import PlanParts, with_label_jobs
-from launch.label_plan import LabelPlan, curve_of, label_plan
+from launch.label_curve.jobs import PlanParts, with_label_jobs
+from launch.label_curve.plan import LabelPlan, curve_of, label_plan
 from launch.placement import Machine, workers_of
 from launch.planned import ModelSource, Plan, TaskFacts
 from launch.probing import wordings_of
-from launch.search import check_search
+from launch.search.checks import check_search
+from launch.search.default_spaces import with_default_spaces
+from launch.search.trials import Trial, check_space
 from launch.tracking import mode_of
-from launch.trials import Trial, check_space
 from launch.waves import check_waves
 
 

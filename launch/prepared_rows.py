@@ -8,7 +8,7 @@ from conf.records import Progress
 from conf.resolve import Arm
 from evaluation.mix import Mix, mixed_rows
 from evaluation.tasks import Task
-from launch.searching import RUNG_ROWS
+from launch.search.messages import RUNG_ROWS
 from launch.store import write_json
 
 

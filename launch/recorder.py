@@ -22,9 +22,9 @@ from launch.attempts import (
     whole,
 )
 from launch.budget import Budget
-from launch.copies import Copier
-from launch.errors_file import clear_job_error, write_job_error
+from launch.elsewhere.copies import Copier
 from launch.judge import tell_cancelled
+from launch.logs.errors_file import clear_job_error, write_job_error
 from launch.planned import TRAINING_KINDS, Job
 from launch.preflight import Checked
 from launch.scheduler import JobState

@@ -10,9 +10,9 @@ from typing import Any
 from conf.resolve import Arm
 from evaluation.answering.linear_probe import FEATURES_FILE
 from evaluation.tasks import Task
+from launch.logs.worker_log import logged
 from launch.placement import Machine, dtype_name
 from launch.planned import Job
-from launch.worker_log import logged
 from launch.workers import run_reference
 
 

@@ -22,11 +22,11 @@ from conf.results import Results
 from evaluation.records.run_records import read_run
 from launch import cluster, tracking
 from launch.budget import ENDPOINT_SPEND, Budget
-from launch.copies import Copier
+from launch.elsewhere.copies import Copier
 from launch.evaluators import Evaluators
 from launch.execute import Executor
 from launch.judge import Judge, cancelled_before, tell_cancelled
-from launch.label_jobs import runner
+from launch.label_curve.jobs import runner
 from launch.live import Live
 from launch.planned import Job
 from launch.preflight import Checked

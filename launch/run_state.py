@@ -11,7 +11,7 @@ from typing import Any
 from conf.errors import DataError
 from conf.records import JournalEvent, from_dict
 from conf.run_groups import PricingConfig
-from launch.errors_file import JobError, job_error, log_name, workers_of_job
+from launch.logs.errors_file import JobError, job_error, log_name, workers_of_job
 from launch.spending import Spent, read_spent
 from launch.store import read_lines
 

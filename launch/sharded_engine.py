@@ -31,7 +31,7 @@ from evaluation.engines.shards import shards
 from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
 from launch.estimate import PROMPT_ROWS_PER_DECODED_TOKEN
-from launch.worker_log import logged
+from launch.logs.worker_log import logged
 from launch.workers import gathered
 
 MAX_RESTARTS = 3  # of the process of one shard; what kills it every time is the request itself

@@ -10,7 +10,7 @@ from launch.cli import guarded
 
 def main(run: Path) -> int:
     """See the module."""
-    from launch.submission import stop, submitted
+    from launch.elsewhere.submission import stop, submitted
 
     return stop(submitted(run))
 

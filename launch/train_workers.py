@@ -22,9 +22,9 @@ from conf.errors import CrossoverError, JobFailed
 from conf.record_types import RECORD_TYPES
 from conf.records import Progress, from_dict
 from launch.attempts import stop_path, stream_line, stream_path
-from launch.pack_search import PackSearch, run_search
+from launch.logs.worker_log import beat, logged
 from launch.placement import Machine
-from launch.worker_log import beat, logged
+from launch.search.pack_search import PackSearch, run_search
 from training.job import TrainingStopped, TrainJob, WorkerLost
 
 # How Ray says that a process or node was lost; by name, for some are Ray Train's own.

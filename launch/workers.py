@@ -20,9 +20,9 @@ from conf.sweeps import HalvingConfig, SweepBudgetConfig
 from evaluation.engines.base import Closes, OverHttp
 from evaluation.engines.endpoint_ceiling import EndpointPlace
 from evaluation.tasks import Task
+from launch.logs.worker_log import STALLED_SECONDS, beat, logged
 from launch.placement import Machine, devices_per_actor, dtype_name
-from launch.trials import Trial
-from launch.worker_log import STALLED_SECONDS, beat, logged
+from launch.search.trials import Trial
 
 if TYPE_CHECKING:
     from launch.sharded_engine import EngineSpec
@@ -117,7 +117,7 @@ class Evaluator:
     def search(self, work: SearchWork) -> Iterator[list[Any]]:
         """Search an arm's prompts; yields records as they come, a few at a time."""
         from evaluation.plugins import load_plugins
-        from launch.prompt_search import searched_prompts
+        from launch.search.prompt_search import searched_prompts
 
         base = work.base
         with logged(base.log_path, stalled_seconds=STALLED_SECONDS):

@@ -29,8 +29,8 @@ from evaluation.engines.base import Engine, ScoreRequest
 from evaluation.prompts.rendering import Renderer
 from evaluation.search.prompt_search import PromptTrial, SearchJob, search_prompts
 from evaluation.tasks import Task, TaskFacts
-from launch.halving import rung_shares
-from launch.prompt_search import Rules, prompt_halving
+from launch.search.halving import rung_shares
+from launch.search.prompt_search import Rules, prompt_halving
 from tests.benchmarks import ours
 from tests.benchmarks.comparing import Setup
 from tests.benchmarks.harness import SETTLE_SECONDS, Result, ratio_of

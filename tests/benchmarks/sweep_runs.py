@@ -21,7 +21,7 @@ from typing import Any
 
 from conf.methods import LoraMethod
 from launch.compose import compose_config
-from launch.trials import Trial, trials_of
+from launch.search.trials import Trial, trials_of
 from tests.benchmarks.comparing import Setup
 from tests.benchmarks.harness import ROOT
 from tests.benchmarks.parity import Parity

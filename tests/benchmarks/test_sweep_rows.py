@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from conf.groups import TrainerConfig
 from conf.methods import LoraMethod
 from launch.compose import compose_config
-from launch.trials import trials_of
+from launch.search.trials import trials_of
 from tests.benchmarks import pack_memory, sweep_peer
 from tests.benchmarks.comparing import Setup
 from tests.benchmarks.pack_rows import _job

@@ -21,7 +21,7 @@ from launch.attempts import (
     stream_path,
     training_ledger,
 )
-from launch.errors_file import note_failure
+from launch.logs.errors_file import note_failure
 from launch.store import JobDirectory, RunDirectory
 from launch.train_workers import append_line, ending
 from training.job import PeerLost, TrainingStopped, WorkerLost

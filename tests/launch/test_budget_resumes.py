@@ -15,7 +15,7 @@ from conf.records import LedgerLine, TrainRecord
 from conf.run_groups import BudgetConfig, PricingConfig
 from launch.attempts import stream_line, stream_path
 from launch.budget import Budget
-from launch.copies import Copier
+from launch.elsewhere.copies import Copier
 from launch.planned import Job
 from launch.recorder import Recorder
 from launch.scheduler import JobState

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.launch.test_end_to_end import lines, wait_until_gone
-from tests.launch.wandb_log import run_of
+from tests.launch.tracking.wandb_log import run_of
 
 pytestmark = pytest.mark.all_cores
 

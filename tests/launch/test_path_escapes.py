@@ -1,7 +1,7 @@
 """Names and files that would lead out of the directories of a run: all are refused.
 
-What leads out of a model's own directory by a link is in evaluation/models/test_models.py, out of an
-archive in test_archive.py.
+What leads out of a model's own directory by a link is in evaluation/models/test_models.py, out of
+an archive in test_archive.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pytest
 
 from conf.errors import Refused
 from evaluation.models.facts import facts
-from launch.archive import contents_of
 from launch.compose import compose_config
+from launch.elsewhere.archive import contents_of
 from launch.preflight import check
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from conf.hashing import plain
 from conf.records import LedgerLine
 from conf.run_groups import PricingConfig
 from launch import runs
-from launch.errors_file import note_failure, note_worker, write_job_error
+from launch.logs.errors_file import note_failure, note_worker, write_job_error
 from launch.run_state import age, is_locked_here, view_run
 from launch.spending import Spending
 from launch.status import status

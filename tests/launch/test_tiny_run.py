@@ -27,7 +27,7 @@ from launch import export, predict
 from launch.checkpoints import verified
 from launch.finished import find_arm
 from launch.workers import Evaluator
-from tests.launch.wandb_log import history, run_of
+from tests.launch.tracking.wandb_log import history, run_of
 
 pytestmark = pytest.mark.all_cores
 

@@ -24,7 +24,7 @@ from conf.records import LedgerLine, Progress, TrainRecord, from_dict
 from conf.run_groups import BudgetConfig, PricingConfig
 from launch import cluster, train_workers
 from launch.budget import Budget
-from launch.copies import Copier
+from launch.elsewhere.copies import Copier
 from launch.placement import Machine
 from launch.planned import Job, Plan
 from launch.recorder import Recorder, is_finished

@@ -1,0 +1,1 @@
+"""Runs on ever more labels, in the one plan."""
