@@ -8,6 +8,7 @@ can do. oneDNN, which torch brings along, takes AVX-512. Measured on 2 Zen 5 cor
     Packed            the same for weights that stay as they are, laid out once as oneDNN wants them
     swap_linear       every plain nn.Linear of a model takes `linear` from now on
     choose_linear     which of the two wins on this machine: measured, never guessed
+    pin_linear        what kernels take in this process, whatever is measured: one choice a training
 
 On a GPU torch's own product is right, and nothing here is used.
 """
@@ -127,6 +128,24 @@ def choose_linear() -> tuple[bool, str]:
     gigaflops = 2 * x.numel() * weight.shape[0] / 1e9
     seen = f"one thread: oneDNN {gigaflops / other:.0f} GFLOP/s, torch's own {gigaflops / own:.0f}"
     return own > MARGIN * other, seen
+
+
+_pinned: bool | None = None
+
+
+def pin_linear(is_onednn: bool) -> None:
+    """Kernels of this process take this product from now on, oneDNN's or torch's own.
+
+    The two round differently, and on a busy machine another process may measure another winner:
+    then workers of one training differed, and half of all resumed ones by an ulp in some weights.
+    """
+    global _pinned
+    _pinned = is_onednn
+
+
+def takes_onednn() -> bool:
+    """Whether kernels take oneDNN's product for fp32 on a CPU: as pinned, else as measured."""
+    return choose_linear()[0] if _pinned is None else _pinned
 
 
 def _fastest(*runs: Callable[[], Tensor]) -> list[float]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import choose
-from kernels.linear import choose_linear, linear, linear_reference
+from kernels.linear import linear, linear_reference, takes_onednn
 
 Product = Callable[..., Tensor]  # (x, weight, bias) -> x W^T + b
 Added = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float], Tensor]
@@ -32,7 +32,7 @@ Added = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float], Tensor]
 
 def best_product(like: Tensor) -> Product:
     """The product x W^T + b for tensors like this one: oneDNN's where it wins, else torch's own."""
-    is_onednn = like.device.type == "cpu" and like.dtype == torch.float32 and choose_linear()[0]
+    is_onednn = like.device.type == "cpu" and like.dtype == torch.float32 and takes_onednn()
     return linear if is_onednn else linear_reference
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from training import zero
@@ -137,7 +139,8 @@ def started(
     # transformers holds it by a weak reference: it must live until the model is built.
     keep = HfDeepSpeedConfig(config) if stage == 3 else None  # type: ignore[no-untyped-call]
     try:
-        trainee = build(job, stage=stage, linear=linear)
+        with _groups_as_patient_as_the_first(job):
+            trainee = build(job, stage=stage, linear=linear)
     finally:
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
         del keep
@@ -149,7 +152,8 @@ def started(
         weight_decay=job.trainer.weight_decay,
     )
     optimizer = torch.optim.AdamW(groups, lr=job.learning_rate, fused=True)
-    engine, *_ = deepspeed.initialize(model=trainee.loss, optimizer=optimizer, config=config)
+    with _groups_as_patient_as_the_first(job):
+        engine, *_ = deepspeed.initialize(model=trainee.loss, optimizer=optimizer, config=config)
     if stage == 0:
         # In bf16 DeepSpeed took a step on zero gradients to allocate the moments, which would make
         # Adam's bias correction start at step 2 and the first updates a quarter too small.
@@ -169,6 +173,23 @@ def started(
         )
     finally:
         engine.destroy()
+
+
+@contextmanager
+def _groups_as_patient_as_the_first(job: TrainJob) -> Iterator[None]:
+    """Groups of workers that are made here wait as long as the default group, then fail.
+
+    DeepSpeed names no timeout for its groups, and torch takes 30 minutes then: under ZeRO 1 and 2 a
+    worker that did not come to a collective was waited for that long, whatever was configured.
+    """
+    group = dist.distributed_c10d._get_default_group()
+    timeout = group._get_backend(torch.device(job.device)).options._timeout
+    new_group = dist.new_group
+    dist.new_group = functools.partial(new_group, timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.new_group = new_group
 
 
 def _linear(job: TrainJob, *, stage: int, saved: SavedState | None) -> tuple[bool, str]:

@@ -12,7 +12,7 @@ from torch import nn
 from conf.choices import NF4_ARGUMENTS
 from conf.errors import ConfigError, ModelError
 from conf.methods import LoraMethod, PeftMethod
-from kernels.linear import choose_linear, swap_linear
+from kernels.linear import choose_linear, pin_linear, swap_linear
 from training.adapters import saved_names, with_adapters
 from training.attention import checkpoint_contexts
 from training.job import TrainJob
@@ -76,6 +76,7 @@ def build(
         )
         saved = saved_names(trainee, base_tensors=base)
     is_swapped, reason = linear or linear_choice(job, stage=stage)
+    pin_linear(is_swapped)  # the kernels' own products, too
     if is_swapped:
         # Adapters too: thin as they are, it saves 8% of a LoRA pass.
         swap_linear(trainee, is_packed=False)

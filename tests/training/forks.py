@@ -6,7 +6,9 @@ This process imports everything once and forks, so a group starts in less than a
 worker died the rest of its group has GRACE seconds to notice, then it is killed, as Ray does.
 
 Faults, all optional: kill_at: [rank, step], SIGKILL in a pass of that step. hang_at: [rank, step],
-SIGSTOP. kill_in_save: [rank, step, point], SIGKILL to that worker when rank 0 is at a point of the
+SIGSTOP. stay_away_at: [rank, step], it lives and
+does something else than that pass and its collectives.
+kill_in_save: [rank, step, point], SIGKILL to that worker when rank 0 is at a point of the
 commit of a state. stop_at: step after which the runtime asks to save. oom: [rank, step, rows,
 place], a pass with more rows runs out of memory, in "forward" or "backward". file_limit: [step,
 bytes], no file can be longer from that step on. nan_at: [rank, step], its gradients
@@ -32,6 +34,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 
 from conf.errors import CrossoverError
 from conf.records import to_dict
+from kernels import linear
 from training import commit, engine, loop, zero
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,12 +80,15 @@ def install(faults, rank, directory):
         is_place = oom is not None and [rank, where["step"]] == oom[:2]
         if is_place and batch.targets.numel() // 2 > oom[2]:  # a row has two targets
             run_out_of_memory(self, batch, place=oom[3])
+        if faults.get("stay_away_at") == [rank, where["step"]]:
+            time.sleep(600)
         if faults.get("nan_at") == [rank, where["step"]]:
             scale = float("nan")
         return run_pass(self, batch, scale=scale, is_last=is_last)
 
     loop._take_step, engine.Engine.run_pass = counted, failing
-    engine.linear_choice = lambda job, *, stage: (faults.get("measured", True), "as the case says")
+    linear.choose_linear = lambda: (faults.get("measured", True), "as the case says")
+    engine.linear_choice = lambda job, *, stage: linear.choose_linear()
     if "kill_in_save" in faults:
         _kill_in_save(*faults["kill_in_save"], rank=rank, where=where, directory=directory)
 

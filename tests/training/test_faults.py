@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -368,3 +369,22 @@ def test_a_hung_worker_ends_the_attempt(run_cases, make_spec):
     assert results["hung"]["codes"][1] == -9  # a stopped process ends by nothing less
     all_fine({"after": results["after"]})
     assert "resumed at step 3" in notes(results["after"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_worker_that_does_not_come_to_a_collective_ends_the_attempt(stage, run_cases, make_spec):
+    """It lives, and is busy elsewhere: the other names the step and ends by its timeout."""
+    spec, whole = make_spec(f"away-{stage}", stage=stage), make_spec(f"all-{stage}", stage=stage)
+    started = time.monotonic()
+    away = run_cases([case("away", spec, stay_away_at=[1, 4], timeout_seconds=3)])["away"]
+    seconds = time.monotonic() - started
+    assert seconds < 3 + 5 + 20, seconds  # the timeout, what it may add, and a start
+    kind, message = away["ranks"][0]["error"]
+    assert kind == "PeerLost" and message.startswith("worker 0 of 2 got no answer"), message
+    assert "step 4" in message
+    results = run_cases([case("after", spec), case("all", whole)])
+    all_fine(results)
+    assert "resumed at step 3" in notes(results["after"])
+    assert records(results["after"]) == records(results["all"])[3:]
+    assert_same_weights(weights(spec), weights(whole))
