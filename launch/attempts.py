@@ -178,6 +178,21 @@ def search_ledger(
     ]
 
 
+def billed_rows(events: Iterable[object], *, is_training: bool) -> int:
+    """The rows that a job's records account for, of all its attempts.
+
+    A training's steps and a search's rungs stand in records of their own, of which the lines
+    `train` and `sweep` are sums; other jobs have lines for everything.
+    """
+    rows = 0
+    for event in events:
+        if isinstance(event, LedgerLine):
+            rows += 0 if is_training and event.purpose in ("train", "sweep") else event.tokens
+        elif is_training and isinstance(event, TrainRecord | RungRecord):
+            rows += event.tokens
+    return rows
+
+
 def _sums(records: Sequence[TrainRecord]) -> tuple[int, float]:
     return sum(r.tokens for r in records), sum(r.device_seconds for r in records)
 
@@ -200,6 +215,11 @@ def _train_lines(
 def stream_path(points: Path, attempt: str) -> Path:
     """Where the worker of an attempt writes its records, below a training's output directory."""
     return points / f"stream-{attempt}.jsonl"
+
+
+def rows_dir(points: Path) -> Path:
+    """Where the processes of a training announce their rows, given its output directory."""
+    return points.parent / "rows"
 
 
 def stream_line(record: object, *, devices: int) -> str:

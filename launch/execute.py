@@ -260,6 +260,7 @@ class Executor(JobContext):
             probe=record.probe if record is not None and is_probed else (),
             trained_dtype=record.dtype if record is not None else "float32",
             is_sample=job.wave is not None,
+            rows_dir=self.directory(job).rows.resolve(),
         )
 
     def _told_choice(self, job: Job) -> Iterator[JournalEvent]:
@@ -313,6 +314,7 @@ class Executor(JobContext):
             usd_per_device_second=self.config.pricing.usd_per_device_second,
             features=self.directory(self.plan.job(needed)).path.resolve() if needed else None,
             log_path=self.log_directory(job) / "0.log",
+            rows_dir=self.directory(job).rows.resolve(),
         )
 
 

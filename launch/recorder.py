@@ -10,11 +10,13 @@ from typing import Any
 
 from conf.errors import Refused
 from conf.records import LedgerLine, Progress, TrainRecord, TrainSummary
+from conf.row_meter import announced_rows
 from conf.sweep_records import RungRecord, SweepChoice, TrialRecord
 from evaluation.answering.linear_probe import FEATURES_FILE
 from launch.attempts import (
     Steps,
     ask_to_stop,
+    billed_rows,
     redone,
     search_ledger,
     standing_ledger,
@@ -56,6 +58,8 @@ class Recorder:
     _steps: dict[str, Steps] = field(default_factory=dict)
     # What earlier invocations paid: by job, so that this one's expenses are told apart.
     _paid: dict[str, set[Paid]] = field(default_factory=dict)
+    # Jobs of which an earlier attempt announced rows that its records may not tell of.
+    _interrupted: set[str] = field(default_factory=set)
     # The last step sent to the tracker, by job and trial.
     _mirrored: dict[tuple[str, int | None], int] = field(default_factory=dict)
 
@@ -65,6 +69,11 @@ class Recorder:
         directory = JobDirectory(self.checked.root, job.key)
         kept = directory.begin(keeps_records=job.kind in RESUMABLE)
         self._jobs[job.id] = directory
+        if announced_rows(directory.rows):
+            self._interrupted.add(job.id)
+        is_ended = any(isinstance(e, TrainSummary) for e in kept)
+        if job.kind not in TRAINING_KINDS or is_ended:
+            kept += self._untold(job, directory)
         clear_job_error(self.run.path / "logs", job.id)
         self.run.journal("job_started", job=job.id, arm=job.arm, data={"attempt": state.attempts})
         if state.attempts == 1:
@@ -164,7 +173,30 @@ class Recorder:
         for line in lines:
             self._jobs[job.id].append(line)
             self.run.append(line, job=job.id, arm=job.arm)
+        for line in self._untold(job, self._jobs[job.id]):
+            self.run.append(line, job=job.id, arm=job.arm)
         return complete
+
+    def _untold(self, job: Job, directory: JobDirectory) -> list[LedgerLine]:
+        """Bill what earlier attempts announced and no record tells of; kept with the job.
+
+        That is the pass they were killed in, results on their way to the driver, and a training's
+        padding and probes. An attempt that was not interrupted bills its own rows by itself.
+        """
+        line = self._untold_line(job, directory)
+        if line is None:
+            return []
+        directory.append(line)
+        return [line]
+
+    def _untold_line(self, job: Job, directory: JobDirectory) -> LedgerLine | None:
+        if job.id not in self._interrupted:
+            return None
+        told = billed_rows(directory.events(), is_training=job.kind in TRAINING_KINDS)
+        rows = announced_rows(directory.rows) - told
+        if rows <= 0:
+            return None
+        return LedgerLine(job=job.id, arm=job.arm, purpose="redone", tokens=rows)
 
     def _search_lines(self, job: Job) -> list[LedgerLine]:
         """The bill of a search so far, from the records that stand."""
@@ -207,6 +239,7 @@ class Recorder:
             tell_cancelled(self.checked, self.run, job)
         else:
             if directory is not None:
+                self._interrupted.add(job.id)
                 directory.close()
                 self._bill_unfinished(job, directory)
             self._failed(state)
@@ -236,11 +269,15 @@ class Recorder:
             )
 
     def _bill_unfinished(self, job: Job, directory: JobDirectory) -> None:
-        """State what a training that did not finish has spent; a later one states it anew."""
+        """State what a job that did not finish has spent; a later one states it anew."""
+        stated = list(directory.events())
+        if job.kind in TRAINING_KINDS:
+            directory.take_in_streams()
+        untold = self._untold_line(job, directory)
+        if untold is not None:
+            self.run.append(untold, job=job.id, arm=job.arm)
         if job.kind not in TRAINING_KINDS:
             return
-        stated = list(directory.events())
-        directory.take_in_streams()
         for event in directory.events():
             if isinstance(event, LedgerLine) and event not in stated:
                 self._show(event, job)

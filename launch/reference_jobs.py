@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conf.records import LedgerLine
 from conf.resolve import Arm
+from conf.row_meter import METER
 from evaluation.answering.linear_probe import FEATURES_FILE
 from evaluation.tasks import Task
 from launch.logs.worker_log import logged
@@ -33,6 +35,7 @@ class ReferenceWork:
     usd_per_device_second: float | None
     features: Path | None
     log_path: Path
+    rows_dir: Path  # where rows are announced, see conf/row_meter.py
 
 
 def reference_events(work: ReferenceWork) -> Iterator[Any]:
@@ -58,6 +61,7 @@ def _run(work: ReferenceWork) -> list[Any]:
     run: Callable[[ReferenceWork, Path], list[Any]]
     run = _features if work.job.kind == "features" else _fitted
     with logged(work.log_path):
+        METER.count_into(work.rows_dir)
         load_plugins(list(work.plugins))
         return run(work, work.features / FEATURES_FILE)
 
@@ -74,17 +78,22 @@ def _features(work: ReferenceWork, path: Path) -> list[Any]:
     if device == "cpu":
         torch.set_num_threads(work.job.devices)
     layout, max_length = arm.model.layout, arm.model.max_length
+    before = METER.rows
+    model = load_model(model_dir, dtype=dtype_name(arm, device), device=device)
+    loading = LedgerLine(
+        job=work.job.id, arm=arm.name, purpose="padding", tokens=METER.rows - before
+    )
     events = compute_features(
         work.job.id,
         arm,
         task=work.task,
-        model=load_model(model_dir, dtype=dtype_name(arm, device), device=device),
+        model=model,
         renderer=Renderer.load(model_dir, layout=layout, max_length=max_length),
         devices=work.job.devices,
         usd_per_device_second=work.usd_per_device_second,
         path=path,
     )
-    return list(events)
+    return [loading, *events]
 
 
 def _fitted(work: ReferenceWork, path: Path) -> list[Any]:

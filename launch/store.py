@@ -41,7 +41,7 @@ from conf.sweep_records import (
     SweepChoice,
     TrialRecord,
 )
-from launch.attempts import discard_stream, each_step_once, left_streams, taken_in
+from launch.attempts import discard_stream, each_step_once, left_streams, rows_dir, taken_in
 
 Event = (
     SampleRecord
@@ -138,6 +138,11 @@ class JobDirectory:
         """Where a training leaves its checkpoints, its state and its attempts' streams."""
         return self.path / "points"
 
+    @property
+    def rows(self) -> Path:
+        """Where the processes of all attempts announce their rows, see conf/row_meter.py."""
+        return rows_dir(self.points)
+
     def begin(self, *, keeps_records: bool) -> list[Event]:
         """Start an attempt; returns what stays from a killed one.
 
@@ -147,7 +152,7 @@ class JobDirectory:
         """
         if not keeps_records or self.done() is not None:
             kept: list[Event] = [*self._lost_work()]
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._clear()
             self._lines = Lines(self.records_path)
             for line in kept:
                 self.append(line)
@@ -156,6 +161,14 @@ class JobDirectory:
         self.take_in_streams()
         self._lines = Lines(self.records_path)
         return list(self.events())
+
+    def _clear(self) -> None:
+        """Remove all but the rows that were announced: they were computed all the same."""
+        for path in self.path.glob("*"):
+            if path.is_dir() and path != self.rows:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_file():
+                path.unlink(missing_ok=True)
 
     def take_in_streams(self) -> None:
         """Add what trainings that have ended wrote; only while the job's records are closed."""

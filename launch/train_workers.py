@@ -21,7 +21,8 @@ from typing import Any
 from conf.errors import CrossoverError, JobFailed
 from conf.record_types import RECORD_TYPES
 from conf.records import Progress, from_dict
-from launch.attempts import stop_path, stream_line, stream_path
+from conf.row_meter import METER
+from launch.attempts import rows_dir, stop_path, stream_line, stream_path
 from launch.logs.worker_log import beat, logged
 from launch.placement import Machine
 from launch.search.pack_search import PackSearch, run_search
@@ -102,6 +103,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     stalled = STALLED_SHARE * config["timeout_seconds"]
     with logged(Path(config["log_dir"]) / f"{rank}.log", stalled_seconds=stalled):
+        METER.count_into(Path(config["rows_dir"]))
         runtime = FileRuntime(Path(config["stream"]), devices=job.devices)
         if config["search"] is not None:
             run_search(config["search"], runtime)
@@ -161,6 +163,7 @@ def run_training(
     arguments = {
         "job": job,
         "stream": str(stream),
+        "rows_dir": str(rows_dir(points)),
         "log_dir": str(log_dir),
         "timeout_seconds": collective_timeout_seconds,
         "search": search,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from conf.checkpoint_records import ProbeItem
 from conf.records import AnswerRule, JournalEvent, LedgerLine, SampleRecord
 from conf.resolve import Arm
+from conf.row_meter import METER
 from conf.sweeps import HalvingConfig, SweepBudgetConfig
 from evaluation.engines.base import Closes, OverHttp
 from evaluation.engines.endpoint_ceiling import EndpointPlace
@@ -57,6 +58,7 @@ class AnswerWork:
     probe: tuple[ProbeItem, ...] = ()  # what the trained model said, to be found again first
     trained_dtype: str = "float32"
     is_sample: bool = False  # the test items are a wave of them
+    rows_dir: Path | None = None  # where rows are announced, see conf/row_meter.py
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -87,6 +89,7 @@ class Evaluator:
     def __init__(self) -> None:
         self._engine: Any = None
         self._engine_key: object = None
+        self._loading_rows = 0  # of the checks that a model passes when it is loaded
 
     def answer(self, work: AnswerWork) -> Iterator[list[Any]]:
         """Answer the items of the work's sets; yields records as they come, a few at a time."""
@@ -111,7 +114,7 @@ class Evaluator:
             answers = evaluate(
                 job, task=work.task, engine=engine, renderer=renderer, done=work.done
             )
-            events = itertools.chain(_agreement(engine, work), answers)
+            events = itertools.chain(self._loading(work), _agreement(engine, work), answers)
             yield from gathered(_with_kernels(events, engine, work), seconds=0.2)
 
     def search(self, work: SearchWork) -> Iterator[list[Any]]:
@@ -124,13 +127,15 @@ class Evaluator:
             load_plugins(list(base.plugins))
             engine, renderer = self._ready(base)
             found = searched_prompts(work, engine=engine, renderer=renderer)
-            events = itertools.chain(_agreement(engine, base), found)
+            events = itertools.chain(self._loading(base), _agreement(engine, base), found)
             yield from gathered(_with_kernels(events, engine, base), seconds=0.2)
 
     def _ready(self, work: AnswerWork) -> tuple[Any, Any]:
         from evaluation.prompts.rendering import Renderer
         from launch.sharded_engine import ShardedEngine
 
+        METER.count_into(work.rows_dir)
+        before = METER.rows
         model = work.arm.model
         renderer = Renderer.load(work.model_dir, layout=model.layout, max_length=model.max_length)
         spec = _engine_spec(work)
@@ -148,7 +153,14 @@ class Evaluator:
         if isinstance(self._engine, ShardedEngine):
             self._engine.log_dir = work.log_path.parent
         self._engine.set_adapter(work.adapter_dir)
+        self._loading_rows = METER.rows - before
         return self._engine, renderer
+
+    def _loading(self, work: AnswerWork) -> Iterator[LedgerLine]:
+        """The bill of what loading computed: the job that loads pays, and later ones do not."""
+        if self._loading_rows:
+            rows = self._loading_rows
+            yield LedgerLine(job=work.job, arm=work.arm.name, purpose="padding", tokens=rows)
 
 
 def _engine_spec(work: AnswerWork) -> EngineSpec:

@@ -12,6 +12,7 @@ from torch import nn
 from conf.choices import NF4_ARGUMENTS
 from conf.errors import ConfigError, ModelError
 from conf.methods import LoraMethod, PeftMethod
+from conf.row_meter import watch
 from kernels.linear import choose_linear, pin_linear, swap_linear
 from training.adapters import saved_names, with_adapters
 from training.attention import checkpoint_contexts
@@ -142,6 +143,7 @@ def _load(job: TrainJob, *, stage: int) -> PreTrainedModel:
         use_safetensors=True,
         **_four_bits(job, stage=stage),
     )
+    watch(model.get_input_embeddings())
     return model
 
 

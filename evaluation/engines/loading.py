@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conf.choices import NF4_ARGUMENTS
 from conf.errors import ModelError
+from conf.row_meter import watch
 from evaluation.models.facts import facts
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def load_model(model_dir: Path, *, dtype: str, device: str) -> PreTrainedModel:
         local_files_only=True,
         **(_four_bits(device) if dtype == "nf4" else {}),
     )
+    watch(model.get_input_embeddings())
     torch.nn.Module.to(model, torch.device(device))
     torch.nn.Module.eval(model)
     _check_head(model, model_dir)

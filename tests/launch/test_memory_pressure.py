@@ -60,9 +60,9 @@ def hold_until_gone(worker: psutil.Process, freed: list[float]) -> None:
 def test_a_worker_ended_for_its_memory_is_started_again(
     tmp_path: Path, tiny_model_dir: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    plain = Bench(root=tmp_path / "plain", model_dir=tiny_model_dir)
+    plain = Bench(root=tmp_path / "plain", model_dir=tiny_model_dir, batch=256, length=96)
     assert plain.run().status == "done"
-    bench = Bench(root=tmp_path / "pressed", model_dir=tiny_model_dir)
+    bench = Bench(root=tmp_path / "pressed", model_dir=tiny_model_dir, batch=256, length=96)
     freed: list[float] = []
 
     def press(bench: Bench) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from conf.errors import BudgetReached, JobFailed
 from conf.records import JournalEvent, LedgerLine, Progress, TrainRecord, from_dict
+from conf.row_meter import RowMeter
 from conf.run_groups import BudgetConfig
 from evaluation.records.run_records import _ledger
 from launch.attempts import stop_path, stream_line, stream_path
@@ -30,9 +31,14 @@ class Scripted(Bench):
     """Attempts that go from one step to another and end as told; the last one finishes."""
 
     script: list[tuple[int, int, Exception | None]]
+    announced: list[int] = dataclasses.field(default_factory=list)  # rows of each attempt
 
     def attempt(self) -> Iterator[Any]:
         first, last, error = self.script.pop(0)
+        if self.announced:
+            meter = RowMeter()
+            meter.count_into(self.directory.rows)
+            meter.announce(self.announced.pop(0))
         self.directory.points.mkdir(parents=True, exist_ok=True)
         stream = stream_path(self.directory.points, f"{100 - len(self.script):03d}")
         events: list[Any] = [Progress(done=0, total=TOTAL, note="loading")]
@@ -79,6 +85,31 @@ def test_lost_attempts_leave_each_step_once_and_bill_the_rest(tmp_path: Path) ->
     # Each step is 2 device-seconds, and 100 are the last attempt's own.
     assert sums(whole, "train") == (210, 100 + 5 * 2)
     assert sum("attempt_lost" in str(e) for e in read_lines(tmp_path / "r/journal.jsonl")) == 2
+
+
+def test_what_a_lost_attempt_announced_and_did_not_record_is_billed(tmp_path: Path) -> None:
+    run = bench(tmp_path, (1, 4, WorkerLost("worker 0 was lost")), (3, 6, None))
+    run.announced = [100 + 37, 180 + 3]  # of 3 tokens of padding
+    assert run.run().status == "done"
+    whole, _ = run.bills()
+    assert sums(whole, "redone")[0] == 70 + 37
+    assert sum(line.tokens for line in whole) == 137 + 183
+
+
+def test_an_attempt_that_was_not_interrupted_bills_its_own_counts_alone(tmp_path: Path) -> None:
+    run = bench(tmp_path, (1, 6, None))
+    run.announced = [210 + 37]
+    assert run.run().status == "done"
+    assert sum(line.tokens for line in run.bills()[0]) == 210 + 3
+
+
+def test_a_stopped_training_states_what_it_announced_and_bills_it_once(tmp_path: Path) -> None:
+    run = bench(tmp_path, (1, 2, JobFailed("the loss is nan")), (1, 6, None))
+    run.announced = [30 + 5, 213]
+    assert run.run().status == "failed"
+    assert sum(line.tokens for line in run.bills()[0]) == 35
+    assert run.run().status == "done"
+    assert sum(line.tokens for line in run.bills()[0]) == 35 + 213
 
 
 def test_attempts_end_when_three_get_no_further(tmp_path: Path) -> None:
