@@ -1,0 +1,108 @@
+"""Tokens billed are the rows that a hook on the embedding counts, in whole runs and killed ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.embedding_hook import hooked, passes
+
+pytestmark = [pytest.mark.slow, pytest.mark.all_cores]  # 90 s a run on one busy core
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL = (
+    *("+exp=zero_shot", "model=tiny", "run.name=r", "tracking=none", "engine.latency_requests=2"),
+    *("task.limit.train=48", "task.limit.validation=16", "task.limit.test=16"),
+    *("trainer.epochs=2", "general.items=0"),
+    *("probes.bias.items=0", "probes.abstain.items=0", "probes.steering.items=0"),
+)
+ARMS = ("zero_shot", "few_shot", "chain_of_thought", "lora", "full", "few_shot_on_lora", "search")
+NUM_RUNS = 20  # every second one is killed
+
+
+def overrides(arms: Sequence[str]) -> list[str]:
+    """A run of these arms; `search` has every arm that can be searched, searched."""
+    named = {"zero_shot", *arms} - {"search"}
+    if "few_shot_on_lora" in named:
+        named.add("lora")
+    found = [f"+method@arms.{name}={name}" for name in sorted(named - {"zero_shot"})]
+    found += [f"arms.{n}.num_shots=2" for n in sorted(named) if n.startswith("few_shot")]
+    return [*found, *(("search=true", "sweep.trials=4") if "search" in arms else ())]
+
+
+def start(root: Path, environment: dict[str, str], *typed: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "launch.py"), f"run.root={root}", *SMALL, *typed]
+    with (root / "out.txt").open("ab") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=out, cwd=root, env=environment, start_new_session=True
+        )
+
+
+def finish(root: Path, process: subprocess.Popen[bytes]) -> None:
+    assert process.wait(timeout=280) == 0, (root / "out.txt").read_text()[-4000:]
+
+
+def processes_of(root: Path) -> list[int]:
+    """Those whose environment names the directory, of whatever group."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(root) in process.environ().get("CROSSOVER_TEST_COUNTS", ""):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill(root: Path, process: subprocess.Popen[bytes]) -> None:
+    """End the driver's group and every process that it started, wherever Ray put it."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while left := processes_of(root):
+        for number in left:
+            try:
+                os.kill(number, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.05)
+
+
+def billed(root: Path) -> int:
+    ledger = json.loads((root / "r/results.json").read_text())["ledger"]
+    return sum(line["tokens"] for line in ledger)
+
+
+def wait_for_rows(root: Path, process: subprocess.Popen[bytes], rows: int) -> bool:
+    """Until so many rows are computed; False where the run ends before."""
+    while process.poll() is None:
+        if sum(passes(root)) >= rows:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+@pytest.mark.parametrize("number", range(NUM_RUNS))
+def test_random_runs_bill_what_the_hook_counts(tmp_path: Path, number: int) -> None:
+    source = random.Random(number)
+    typed = overrides(source.sample(ARMS, source.randint(1, 3)))
+    environment = hooked(tmp_path)
+    process = start(tmp_path, environment, *typed)
+    if number % 2:
+        # Small runs compute 20,000 rows and more; most of the time goes by between passes.
+        rows = round(10 ** source.uniform(1.5, 4.3))
+        if wait_for_rows(tmp_path, process, rows):
+            time.sleep(source.uniform(0, 2))
+            kill(tmp_path, process)
+            process = start(tmp_path, environment, *typed)
+    finish(tmp_path, process)
+    assert billed(tmp_path) == sum(passes(tmp_path)) > 1_000
