@@ -271,7 +271,8 @@ def taken_in(stream: Path, known: list[Any]) -> Iterator[Any]:
         return
     if lines:
         span = (lines[-1]["at"] - lines[0]["at"]) * lines[-1]["devices"]
-        overhead = max(0.0, span - sum(r.device_seconds for r in records))
+        lines_seconds = sum(e.device_seconds for e in others if isinstance(e, LedgerLine))
+        overhead = max(0.0, span - sum(r.device_seconds for r in records) - lines_seconds)
         arm = records[0].arm if records else None
         yield LedgerLine(job="", arm=arm, purpose="redone", device_seconds=overhead)
 

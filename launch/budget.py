@@ -15,7 +15,7 @@ from conf.records import LedgerLine
 from conf.run_groups import BudgetConfig, PricingConfig
 from conf.schema import RunConfig
 from launch.placement import Machine
-from launch.planned import SEARCH_KINDS, Job, Plan
+from launch.planned import LEG, SEARCH_KINDS, Job, Plan
 from launch.rates import price_of
 from launch.search.estimate import check_sweep_budget
 from launch.spending import Spending
@@ -108,7 +108,7 @@ def check_budget(config: RunConfig, plan: Plan, machine: Machine) -> None:
             expected="a price to spend it by",
             remedy="write pricing=cpu_core_hour, or budget.max_device_seconds instead",
         )
-    searches = [(j.estimate, j.devices) for j in plan.jobs if j.kind in SEARCH_KINDS]
+    searches = [(j.estimate, j.devices) for j in plan.jobs if j.kind in (*SEARCH_KINDS, LEG)]
     check_sweep_budget(config.sweep.budget, searches, price=price_of(config, machine))
     totals = {
         "max_usd": sum(j.estimate.usd or 0.0 for j in plan.jobs),

@@ -21,7 +21,7 @@ from evaluation.prompts import Ask, Think, first_call, get_style
 from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
 from launch.placement import Machine, workers_of
-from launch.planned import SEARCH_KINDS, TRAINING_KINDS, Estimate, Job, Plan
+from launch.planned import LEG, SEARCH_KINDS, STEPPING_KINDS, Estimate, Job, Plan
 from launch.probing import num_asked
 from launch.rates import (
     Rate,
@@ -32,7 +32,7 @@ from launch.rates import (
     rate_file,
     rate_of,
 )
-from launch.search.estimate import scoring_tokens, search_estimate, search_size
+from launch.search.estimate import leg_estimate, scoring_tokens, search_estimate, search_size
 from launch.search.prompt_search import prompt_halving
 from launch.search.trials import Trial
 from launch.train_plan import model_sizes, plan_training, training_job
@@ -144,9 +144,12 @@ def with_estimates(
         estimate = Estimate(seconds=START_SECONDS.get(job.kind))
         if job.arm in tokens and job.kind != "reference":
             name = job.arm
-            estimate = _estimate(job, arms[name], places[name], sizes[name], tokens[name], means)
-            if job.kind in SEARCH_KINDS:
-                trials = (searches or {})[name]
+            trials = (searches or {}).get(name, ())
+            arm = arms[name] if job.trial is None else _trial(job, trials).arm
+            estimate = _estimate(job, arm, places[name], sizes[name], tokens[name], means)
+            if job.kind in SEARCH_KINDS and plan.legs(name):
+                estimate = Estimate(tokens=0, seconds=0.0)  # its legs have theirs
+            elif job.kind in (*SEARCH_KINDS, LEG):
                 estimate = _searching(job, trials, estimate, sizes[name], tokens[name], means)
         if estimate.seconds is not None and means.price is not None:
             usd = estimate.seconds * job.devices * means.price
@@ -177,7 +180,7 @@ def _estimate(
 ) -> Estimate:
     if job.kind == "rows":
         return Estimate(tokens=0, seconds=1.0)
-    if job.kind in TRAINING_KINDS:
+    if job.kind in STEPPING_KINDS:
         return _training(arm, place, size, tokens, means)
     task = means.task
     counts = {
@@ -232,7 +235,7 @@ def _searching(
     tokens: ArmTokens,
     means: _Means,
 ) -> Estimate:
-    """A search of so many trials, by the estimate of one."""
+    """A search of so many trials, or a leg of one, by the estimate of one."""
     halving = means.config.sweep.halving
     if job.kind == "prompt_search":
         num_items = len(means.task.items["validation"])
@@ -240,9 +243,23 @@ def _searching(
         nothing = Estimate(tokens=0, flops=0, seconds=0.0, low_seconds=0.0, high_seconds=0.0)
         return search_estimate(one, nothing, length, start_seconds=START_SECONDS["evaluate"])
     scored = _scoring(size, tokens, means, devices=job.devices)
+    if job.rung is not None:
+        return leg_estimate(
+            one,
+            scored,
+            rung=job.rung,
+            num_settings=len({trial.setting for trial in trials}),
+            halving=halving,
+            start_seconds=START_SECONDS["train"],
+        )
     return search_estimate(
         one, scored, search_size(trials, halving), start_seconds=START_SECONDS["train"]
     )
+
+
+def _trial(job: Job, trials: Sequence[Trial]) -> Trial:
+    """The trial that a leg is of."""
+    return next(trial for trial in trials if trial.number == job.trial)
 
 
 def _scoring(size: ModelSize | None, tokens: ArmTokens, means: _Means, *, devices: int) -> Estimate:

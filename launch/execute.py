@@ -27,6 +27,7 @@ from conf.records import (
     TrainSummary,
     to_dict,
 )
+from conf.resolve import Arm
 from conf.results import CHECKPOINT_CHOSEN
 from evaluation.models import ModelPlace, make_ready
 from evaluation.statistics import mean_interval, wilson
@@ -35,6 +36,7 @@ from launch.attempts import each_step_once
 from launch.checkpoints import verified
 from launch.evaluators import Evaluators
 from launch.job_context import SETS, JobContext
+from launch.leg_jobs import choice_events, leg_events
 from launch.logs import worker_log
 from launch.placement import engine_actors, model_dtype, threads_of, workers_left, workers_of
 from launch.planned import Job
@@ -43,6 +45,7 @@ from launch.probing import asked
 from launch.rates import noted, rate_file
 from launch.reference_jobs import ReferenceWork, reference_events
 from launch.reference_plan import features_job
+from launch.search.leg_run import Leg
 from launch.search.messages import chosen, chosen_arm, curve_point, packed, rung_points, steps_of
 from launch.search.pack_search import PackSearch
 from launch.search.prompt_search import STATE
@@ -70,6 +73,10 @@ class Executor(JobContext):
                 yield from self._prepare_rows(job)
             case "train":
                 yield from self._train(job)
+            case "leg":
+                yield from leg_events(self, job)
+            case "search" if job.arm and self.plan.legs(job.arm):
+                yield from choice_events(self, job)
             case "search":
                 yield from self._search(job)
             case "prompt_search":
@@ -104,20 +111,20 @@ class Executor(JobContext):
     def _train(self, job: Job) -> Iterator[Any]:
         if self._is_trained(job):
             return
-        train_job, rows = self._train_job(job)
+        train_job, rows = self.train_job(job, self.arm_of(job))
         yield training_data(train_job.arm_name, rows, trainer=train_job.trainer)
-        events = self._trained(job, train_job)
+        events = self.trained(job, train_job)
         root = Path(self.config.run.root)
         yield from noted(events, rate_file(root, machine=self.machine, job=train_job))
 
     def _search(self, job: Job) -> Iterator[Any]:
         """Train all trials of an arm in one pack; the chosen one's checkpoint is the arm's."""
-        first, rows = self._train_job(job)
+        first, rows = self.train_job(job, self.arm_of(job))
         trials = self.searches[first.arm_name]
         events = list(self.directory(job).events())
         if not self._is_trained(job):
             search = packed(first, trials, rows=rows, sweep=self.config.sweep)
-            for event in self._trained(job, search.jobs[0], search):
+            for event in self.trained(job, search.jobs[0], search):
                 events.append(event)
                 yield event
         events = each_step_once(events)
@@ -127,8 +134,8 @@ class Executor(JobContext):
         yield training_data(first.arm_name, rows, trainer=trainer)
         yield from rung_points(events)
 
-    def _trained(
-        self, job: Job, train_job: TrainJob, search: PackSearch | None = None
+    def trained(
+        self, job: Job, train_job: TrainJob, search: PackSearch | Leg | None = None
     ) -> Iterator[Any]:
         """The records of one attempt."""
         self.evaluators.release_idle()
@@ -141,9 +148,8 @@ class Executor(JobContext):
             search=search,
         )
 
-    def _train_job(self, job: Job) -> tuple[TrainJob, Path]:
-        """What a job's worker is told, and where the rows lie."""
-        arm = self.arm_of(job)
+    def train_job(self, job: Job, arm: Arm) -> tuple[TrainJob, Path]:
+        """What a job's worker is told of an arm or a trial of it, and where the rows lie."""
         method = arm.training
         assert isinstance(method, (FullMethod, LoraMethod, PeftMethod))
         rows = self.directory(self.plan.job(f"rows:{arm.name}")).path.resolve()
@@ -291,7 +297,7 @@ class Executor(JobContext):
         is_label_task = bool(self.task.labels) or self.task.kind.name == "multiple_choice"
         return curve_point(
             job.arm,
-            steps_of(self.directory(self.plan.training(job.arm)).events()),
+            steps_of(self.training_events(job.arm)),
             step=work.step,
             metric="accuracy" if is_label_task else self.task.scoring,
             value=value,

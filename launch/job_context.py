@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from conf.choices import Keep
 from conf.records import AnswerRule, CurvePoint
@@ -19,9 +20,10 @@ from launch.budget import Budget
 from launch.checkpoints import best_point, point_checkpoint
 from launch.placement import Machine
 from launch.planned import Job, Plan
+from launch.search.leg_search import EventsOf, LegSearch
 from launch.search.messages import chosen, chosen_arm
 from launch.search.trials import Trial
-from launch.store import JobDirectory
+from launch.store import JobDirectory, read_lines
 from training.job import checkpoint_directory
 
 SETS = {
@@ -36,6 +38,17 @@ SETS = {
     "probes_base": ("bias", "abstain"),
     "control": ("steering", "wording"),
 }
+
+
+def _failed_jobs(run: Path) -> set[str | None]:
+    """The jobs that failed in this invocation, and those that could not start for it."""
+    failed: set[str | None] = set()
+    for line in read_lines(run / "journal.jsonl"):
+        if line["event"] == "run_started":
+            failed.clear()
+        elif line["event"] == "job_failed":
+            failed.add(line["job"])
+    return failed
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,6 +70,40 @@ class JobContext:
         """Where a job's records and files lie."""
         return JobDirectory(Path(self.config.run.root), job.key)
 
+    def trial_of(self, job: Job) -> Trial:
+        """The trial that a leg is of."""
+        assert job.arm is not None, "legs are of an arm"
+        return next(t for t in self.searches[job.arm] if t.number == job.trial)
+
+    def leg_search(self, arm: str) -> LegSearch:
+        """The search of an arm whose trials train one by one."""
+        return LegSearch(
+            arm=arm,
+            trials=self.searches[arm],
+            halving=self.config.sweep.halving,
+            budget=self.config.sweep.budget,
+            usd_per_device_second=self.config.pricing.usd_per_device_second,
+        )
+
+    def leg_events(self, arm: str) -> EventsOf:
+        """What the legs of an arm left, by trial and rung."""
+        legs = {(leg.trial, leg.rung): leg for leg in self.plan.legs(arm)}
+        failed = _failed_jobs(self.run_path)
+
+        def events_of(trial: int, rung: int) -> Sequence[Any] | None:
+            leg = legs[trial, rung]
+            directory = self.directory(leg)
+            if directory.done() is not None:
+                return list(directory.events())
+            return () if leg.id in failed else None
+
+        return events_of
+
+    def training_events(self, arm: str) -> list[Any]:
+        """The records of the job that leaves an arm's checkpoint, and of the legs before it."""
+        jobs = [*self.plan.legs(arm), self.plan.training(arm)]
+        return [event for job in jobs for event in self.directory(job).events()]
+
     def log_directory(self, job: Job) -> Path:
         """Where a job's processes write what they print."""
         return (self.run_path / "logs" / job.id.replace(":", "-")).resolve()
@@ -65,7 +112,8 @@ class JobContext:
         """A job's arm; where it answers, with the setting that its search has chosen."""
         assert job.arm is not None
         search = self.plan.search(job.arm) if job.kind in SETS else None
-        if search is None:
+        # What the base model is asked does not depend on the setting, nor wait for it.
+        if search is None or job.kind.endswith("_base"):
             return self.arms[job.arm]
         choice = chosen(self.directory(search).events())
         assert choice is not None, "jobs that answer wait for the search"

@@ -14,7 +14,7 @@ from rich.text import Text
 from conf.records import CurvePoint, LedgerLine, Measured, Progress, SampleRecord, TrainRecord
 from evaluation.report.panel import ArmState, live_table
 from evaluation.statistics import wilson
-from launch.planned import TRAINING_KINDS, Job, Plan
+from launch.planned import STEPPING_KINDS, Job, Plan
 from launch.scheduler import JobState
 
 # Without a terminal, a line at least this often, so that a log shows life.
@@ -96,7 +96,7 @@ class Live:
         elif isinstance(event, SampleRecord) and event.score is not None and event.set == "test":
             arm.scores.append(event.score)
             arm.note = f"score {sum(arm.scores) / len(arm.scores):.3f}, n {len(arm.scores)}"
-        elif isinstance(event, LedgerLine) and state.job.kind not in TRAINING_KINDS:
+        elif isinstance(event, LedgerLine) and state.job.kind not in STEPPING_KINDS:
             arm.tokens += event.tokens
             arm.device_seconds += event.device_seconds
 

@@ -27,9 +27,11 @@ from launch.placement import (
     threads_of,
     workers_of,
 )
-from launch.planned import Job, ModelSource, Plan, TaskFacts
+from launch.planned import LEG, Job, ModelSource, Plan, TaskFacts
 from launch.probing import asks_probes, control_job
 from launch.reference_plan import REFERENCE_KINDS, reference_jobs
+from launch.search.checks import why_not_packed
+from launch.search.leg_plan import leg_jobs
 from launch.search.trials import Trial
 from launch.waves import in_waves
 
@@ -93,11 +95,18 @@ def build_plan(
     tuned = [a for a in arms.values() if a.is_tuned]
     facts = _Facts(config=config, models=models, common=common, machine=machine)
     rows, trainings = dict[str, Job](), dict[str, Job]()
+    legs: list[Job] = []
     for arm in tuned:
         trials, mix = searches.get(arm.name, ()), (mixes or {}).get(arm.name)
         rows[arm.name] = _rows_job(arm, facts, mix, has_rungs=bool(trials))
         make = partial(_search_job, trials=trials) if trials else _train_job
         trainings[arm.name] = make(arm, facts=facts, rows=rows[arm.name])
+        if trials and why_not_packed(trials) is not None:
+            own = _leg_jobs(trials, facts=facts, rows=rows[arm.name])
+            legs += own
+            trainings[arm.name] = dataclasses.replace(
+                trainings[arm.name], devices=0, after=tuple(leg.id for leg in own)
+            )
     curves = {
         a.name: () if a.name in searches else _curve_jobs(a, trainings[a.name], facts)
         for a in tuned
@@ -110,7 +119,7 @@ def build_plan(
         for a in tuned
     }
     judges = [job for t in trained.values() for job in t.judges]
-    jobs += [*rows.values(), *trainings.values(), *judges]
+    jobs += [*rows.values(), *legs, *trainings.values(), *judges]
     for arm in arms.values():
         if arm.kind in REFERENCE_KINDS:
             needs = _needs_model(models[arm.name]) if arm.name in models else ()
@@ -188,13 +197,13 @@ class _Trained:
 def one_after_another(jobs: list[Job]) -> tuple[Job, ...]:
     """Jobs of equal keys have equal records: the second waits for the first and reuses them.
 
-    Of a later wave the first may be cancelled, and the second run all the same.
+    Of a later wave or leg the first may be cancelled, and the second run all the same.
     """
     first: dict[str, str] = {}
     ordered = []
     for job in jobs:
         if first.get(job.key, job.id) not in (job.id, *job.depends_on, *job.after):
-            if job.wave:
+            if job.wave or job.kind == LEG:
                 job = dataclasses.replace(job, after=(*job.after, first[job.key]))
             else:
                 job = dataclasses.replace(job, depends_on=(*job.depends_on, first[job.key]))
@@ -279,6 +288,12 @@ def _search_job(arm: Arm, *, facts: _Facts, rows: Job, trials: Sequence[Trial]) 
         devices=threads_of(1, facts.machine),  # a pack has one worker
         key=sha256_of({"kind": "search", "trials": keys, **_search_rules(facts)}),
     )
+
+
+def _leg_jobs(trials: Sequence[Trial], *, facts: _Facts, rows: Job) -> list[Job]:
+    """The legs of trials that cannot share a pack."""
+    trainings = {t.number: _train_job(t.arm, facts=facts, rows=rows) for t in trials}
+    return leg_jobs(trials, trainings, halving=facts.config.sweep.halving)
 
 
 def _prompt_search_job(

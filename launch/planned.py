@@ -9,6 +9,8 @@ from conf.choices import TaskKind
 
 SEARCH_KINDS = ("search", "prompt_search")
 TRAINING_KINDS = ("train", "search")
+LEG = "leg"  # of a trial that trains by itself: to its next rung
+STEPPING_KINDS = (*TRAINING_KINDS, LEG)  # what leaves records of optimizer steps
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -61,15 +63,16 @@ class ModelSource:
 class Job:
     """A unit of the plan.
 
-    kind: model | rows | train | search | prompt_search | evaluate | curve | latency | features |
-    reference | general | general_base | instructions | instructions_base | probes | probes_base |
-    control.
+    kind: model | rows | train | leg | search | prompt_search | evaluate | curve | latency |
+    features | reference | general | general_base | instructions | instructions_base | probes |
+    probes_base | control.
 
     point: curve jobs only, which of the training's intermediate checkpoints (0 is the first);
     None: the last checkpoint.
     is_exclusive: nothing else may run on the machine at the same time.
     wave: evaluate jobs only, which wave of the test items (launch/waves.py); None: all at once.
     after: jobs that must be over before it starts, in whatever way.
+    trial, rung: legs only (launch/search/leg_plan.py).
     """
 
     id: str
@@ -83,6 +86,8 @@ class Job:
     estimate: Estimate = Estimate()
     wave: int | None = None
     after: tuple[str, ...] = ()
+    trial: int | None = None
+    rung: int | None = None
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -98,6 +103,10 @@ class Plan:
     def training(self, arm: str) -> Job:
         """The job that leaves an arm's checkpoint: its training, or the search for it."""
         return next(j for j in self.jobs if j.arm == arm and j.kind in TRAINING_KINDS)
+
+    def legs(self, arm: str) -> tuple[Job, ...]:
+        """The legs of an arm's trials, rung by rung; none where they share a pack."""
+        return tuple(j for j in self.jobs if j.arm == arm and j.kind == LEG)
 
     def search(self, arm: str) -> Job | None:
         """The job that searches an arm's setting, if it is searched."""

@@ -27,7 +27,7 @@ from launch.budget import Budget
 from launch.elsewhere.copies import Copier
 from launch.judge import tell_cancelled
 from launch.logs.errors_file import clear_job_error, write_job_error
-from launch.planned import TRAINING_KINDS, Job
+from launch.planned import LEG, STEPPING_KINDS, TRAINING_KINDS, Job
 from launch.preflight import Checked
 from launch.scheduler import JobState
 from launch.store import JobDirectory, RunDirectory, link_tree, renamed
@@ -36,7 +36,7 @@ from training.state import remove_states
 
 # Kinds of jobs that go on from the records of a killed attempt; others start again.
 RESUMABLE = (
-    *("train", "search", "prompt_search"),
+    *("train", LEG, "search", "prompt_search"),
     *("evaluate", "curve", "general", "general_base"),
     *("instructions", "instructions_base", "probes", "probes_base", "control"),
 )
@@ -83,7 +83,7 @@ class Recorder:
             # The bill is stated anew with each start; this invocation's own records are there.
             if isinstance(event, LedgerLine) or state.attempts == 1:
                 self._show(event, job)
-        if job.kind in TRAINING_KINDS:
+        if job.kind in STEPPING_KINDS:
             self._resume_steps(state, [e for e in kept if isinstance(e, TrainRecord)])
         for event in kept if state.attempts == 1 else ():
             if isinstance(event, OF_TRIALS):
@@ -127,6 +127,8 @@ class Recorder:
             return
         if isinstance(event, TrainSummary):
             event = self._on_summary(job, event)
+        if isinstance(event, TrialRecord) and job.kind == LEG:
+            self._bill_leg(job)
         self._jobs[job.id].append(event)
         shown = renamed(event, job=job.id, arm=job.arm, is_reused=False)
         self.run.append(shown, job=job.id, arm=job.arm)
@@ -134,7 +136,7 @@ class Recorder:
         self.tracker.event(job.arm, shown, job_seconds=seconds, devices=job.devices)
         if isinstance(event, LedgerLine):
             self.budget.spend_line(event, job=job.key)
-        elif isinstance(event, RungRecord) and job.kind in TRAINING_KINDS:
+        elif isinstance(event, RungRecord) and job.kind in STEPPING_KINDS:
             self.budget.spend(event.device_seconds, job=job.key)
 
     def _on_step(self, state: JobState, record: TrainRecord) -> None:
@@ -197,6 +199,15 @@ class Recorder:
         if rows <= 0:
             return None
         return LedgerLine(job=job.id, arm=job.arm, purpose="redone", tokens=rows)
+
+    def _bill_leg(self, job: Job) -> None:
+        """Bill a leg that is over, once: its driver may have died right after it did."""
+        events = self._jobs[job.id].events()
+        if any(isinstance(e, LedgerLine) and e.purpose == "sweep" and e.tokens for e in events):
+            return
+        for line in self._search_lines(job):
+            self._jobs[job.id].append(line)
+            self.run.append(line, job=job.id, arm=job.arm)
 
     def _search_lines(self, job: Job) -> list[LedgerLine]:
         """The bill of a search so far, from the records that stand."""
@@ -271,17 +282,17 @@ class Recorder:
     def _bill_unfinished(self, job: Job, directory: JobDirectory) -> None:
         """State what a job that did not finish has spent; a later one states it anew."""
         stated = list(directory.events())
-        if job.kind in TRAINING_KINDS:
+        if job.kind in STEPPING_KINDS:
             directory.take_in_streams()
         untold = self._untold_line(job, directory)
         if untold is not None:
             self.run.append(untold, job=job.id, arm=job.arm)
-        if job.kind not in TRAINING_KINDS:
+        if job.kind not in STEPPING_KINDS:
             return
         for event in directory.events():
             if isinstance(event, LedgerLine) and event not in stated:
                 self._show(event, job)
-        if job.kind == "search":
+        if job.kind in ("search", LEG):
             for line in self._search_lines(job):
                 self.run.append(line, job=job.id, arm=job.arm)
             return
@@ -301,7 +312,7 @@ class Recorder:
 
 def paid_device_seconds(job: Job, kept: Iterable[Any]) -> float:
     """What the records of earlier attempts took: a training's steps, redone ones, others' bills."""
-    is_training = job.kind in TRAINING_KINDS
+    is_training = job.kind in STEPPING_KINDS
     steps = (TrainRecord, RungRecord) if is_training else ()
     return sum(
         e.device_seconds

@@ -33,6 +33,7 @@ from launch.preflight import Checked
 from launch.provenance import complete_facts, write_facts
 from launch.recorder import Recorder, is_finished, replay
 from launch.scheduler import JobState, Scheduler
+from launch.search.leg_judge import LegJudge, first_reason
 from launch.spending import Spending
 from launch.store import RunDirectory
 from launch.together import Member, Runs, joined
@@ -246,7 +247,10 @@ def _member(run: Run, budget: Budget, evaluators: Evaluators) -> Member:
         plan=checked.plan,
         recorder=recorder,
         run_job=runner(executor, checked.labels),
-        why_cancelled=Judge(checked=checked, run=run.directory).cancelled,
+        why_cancelled=first_reason(
+            Judge(checked=checked, run=run.directory).cancelled,
+            LegJudge(context=executor, run=run.directory).cancelled,
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
@@ -347,16 +348,23 @@ class RunDirectory:
             self.journal(names[type(event)], job=job, arm=arm, data=to_dict(event))
 
     def rewrite_steps(self, arm: str | None, records: list[TrainRecord]) -> None:
-        """Replace a training's lines in arms/<arm>/train.jsonl: an attempt went back."""
+        """Replace a training's lines in arms/<arm>/train.jsonl: an attempt went back.
+
+        Lines before its first step are of an earlier leg.
+        """
         path = self.path / "arms" / (arm or "shared") / "train.jsonl"
         open_lines = self._files.pop(path, None)
         if open_lines is not None:
             open_lines.close()
         if not records:
             return
-        own = {(record.train_seed, record.trial) for record in records}
+        first: dict[tuple[int | None, int | None], int] = {}
+        for record in records:
+            first.setdefault((record.train_seed, record.trial), record.step)
         others = [
-            line for line in read_lines(path) if (line["train_seed"], line["trial"]) not in own
+            line
+            for line in read_lines(path)
+            if line["step"] < first.get((line["train_seed"], line["trial"]), math.inf)
         ]
         lines = [*others, *map(to_dict, records)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

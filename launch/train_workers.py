@@ -25,6 +25,7 @@ from conf.row_meter import METER
 from launch.attempts import rows_dir, stop_path, stream_line, stream_path
 from launch.logs.worker_log import beat, logged
 from launch.placement import Machine
+from launch.search.leg_run import Leg, run_leg
 from launch.search.pack_search import PackSearch, run_search
 from training.job import TrainingStopped, TrainJob, WorkerLost
 
@@ -105,8 +106,11 @@ def train_worker(config: dict[str, Any]) -> None:
     with logged(Path(config["log_dir"]) / f"{rank}.log", stalled_seconds=stalled):
         METER.count_into(Path(config["rows_dir"]))
         runtime = FileRuntime(Path(config["stream"]), devices=job.devices)
-        if config["search"] is not None:
-            run_search(config["search"], runtime)
+        search = config["search"]
+        if isinstance(search, PackSearch):
+            run_search(search, runtime)
+        elif isinstance(search, Leg):
+            run_leg(search, _with_memory(job), runtime)
         else:
             _train_one(job, runtime)
 
@@ -114,10 +118,13 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train_one(job: TrainJob, runtime: FileRuntime) -> None:
     from training.loop import train
 
-    job = dataclasses.replace(job, device_memory_bytes=device_memory_bytes(job))
-    summary = train(job, runtime)
+    summary = train(_with_memory(job), runtime)
     if runtime.global_rank == 0:
         runtime.report(summary)
+
+
+def _with_memory(job: TrainJob) -> TrainJob:
+    return dataclasses.replace(job, device_memory_bytes=device_memory_bytes(job))
 
 
 def device_memory_bytes(job: TrainJob) -> int:
@@ -136,7 +143,7 @@ def run_training(
     machine: Machine,
     log_dir: Path,
     collective_timeout_seconds: float,
-    search: PackSearch | None = None,
+    search: PackSearch | Leg | None = None,
 ) -> Iterator[Any]:
     """Make one attempt at a training on Ray; yields its records while it runs.
 
@@ -145,7 +152,7 @@ def run_training(
         machine: what it runs on.
         log_dir: where its workers print to.
         collective_timeout_seconds: how long a worker waits for the others before the attempt ends.
-        search: all trials that train together, where there are several.
+        search: all trials that train together, where there are several, or the leg of one.
 
     Raises:
         TrainingStopped: it was asked to stop, and saved its state.

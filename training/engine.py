@@ -86,10 +86,13 @@ class Engine:
         """Updates that the optimizer has counted."""
         return adam_steps(self._engine)
 
-    def evaluate_pass(self, batch: Batch) -> Tensor:
-        """The sum of a pass's losses, (), without gradients; the caller sets evaluation mode."""
+    def evaluate_pass(self, batch: Batch, *, reduction: str = "sum") -> Tensor:
+        """The sum of a pass's losses, (), without gradients; the caller sets evaluation mode.
+
+        reduction: "none" gives the loss of each target, (N,).
+        """
         with torch.no_grad():
-            loss: Tensor = self._engine(batch)
+            loss: Tensor = self._engine(batch, reduction=reduction)
         return loss.detach()
 
     def step(self, *, learning_rate: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,7 @@ class _Training:
     runtime: Runtime
     rows: tuple[RenderedExample, ...]
     total_steps: int
+    until: int  # the step to end after, with the state saved; total_steps: a whole training
     totals: _Totals = field(default_factory=_Totals)
 
     def rows_of(self, part: Sequence[int]) -> list[RenderedExample]:
@@ -66,8 +67,21 @@ class _Training:
         return [self.rows[index] for index in part]
 
 
-def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
+def train(
+    job: TrainJob,
+    runtime: Runtime,
+    *,
+    until: int | None = None,
+    judge: Callable[[engines.Engine], None] | None = None,
+) -> TrainSummary:
     """Train an arm to its final checkpoint; called by every worker with the same job.
+
+    Args:
+        job: the training.
+        runtime: of this worker.
+        until: end after this step, with the state saved for a call that goes on; None: train to
+            the final checkpoint.
+        judge: called on all workers with the model as it stands at the end.
 
     Goes on from the newest state below job.output_dir, on any number of workers, so that weights
     and records are those of a training that was never interrupted: exactly on CPU and as many
@@ -92,11 +106,13 @@ def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
     started = time.perf_counter()
     torch.set_num_threads(job.threads)
     rows = read_rows(Path(job.rows_path))
+    total_steps = num_steps(len(rows), trainer=job.trainer)
     training = _Training(
         job=job,
         runtime=runtime,
         rows=rows,
-        total_steps=num_steps(len(rows), trainer=job.trainer),
+        total_steps=total_steps,
+        until=total_steps if until is None else until,
     )
     _note(training, "loading")
     choice = choose(
@@ -117,6 +133,8 @@ def train(job: TrainJob, runtime: Runtime) -> TrainSummary:
             f"loss: {loss.impl} ({loss.reason})",
         )
         _run_steps(training, engine, saved=saved)
+        if judge is not None:
+            judge(engine)
         dist.barrier()  # nobody returns before the final checkpoint is there
         return _summary(training, engine, stage=stage, seconds=time.perf_counter() - started)
 
@@ -161,7 +179,10 @@ def _run_steps(training: _Training, engine: engines.Engine, *, saved: SavedState
                 _save(done, training=training, engine=engine)
             if done < last:
                 totals = dataclasses.asdict(training.totals)
-                saver.after(done, totals=totals, is_point=done in points)
+                is_end = done == training.until
+                saver.after(done, totals=totals, is_point=done in points, is_end=is_end)
+        if done == training.until:
+            break
 
 
 @contextmanager
@@ -321,10 +342,11 @@ def _summary(
 ) -> TrainSummary:
     job, totals = training.job, training.totals
     final = checkpoint_directory(job.output_dir, FINAL)
-    written = directory_bytes(final) if training.runtime.global_rank == 0 else 0
+    is_written = training.runtime.global_rank == 0 and training.until == training.total_steps
+    written = directory_bytes(final) if is_written else 0
     return TrainSummary(
         arm=job.arm_name,
-        steps=training.total_steps,
+        steps=training.until,
         trained_parameters=engine.trainee.trained_parameters,
         total_parameters=engine.trainee.total_parameters,
         checkpoint_bytes=_largest(written, device=engine.device),

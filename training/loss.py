@@ -73,7 +73,8 @@ class TargetLoss(nn.Module):
     def forward(self, batch: Batch, reduction: str = "sum") -> Tensor:
         """The loss of a pass, (): a sum over its N target tokens, 0 where N is 0.
 
-        reduction: none for the losses of the targets, (N,), of a model with a frozen head.
+        reduction: none for the losses of the targets, (N,), where no gradient is asked for or the
+            head is frozen.
         """
         if self._shaping is not None:
             return self._by_kernel(batch, self._shaping, reduction)
@@ -88,11 +89,14 @@ class TargetLoss(nn.Module):
         with seeing(batch, model=self.model) as view:
             hidden = _hidden(self.model, input_ids=batch.input_ids, **view)  # (B, L, D)
         head: Any = self._kept_head[0]
+        weight, bias = head.weight, head.bias
+        if not torch.is_grad_enabled():  # nothing trains now, and `none` asks for that
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
         return linear_cross_entropy(
             hidden.flatten(0, 1)[batch.positions],  # (N, D)
-            head.weight,
+            weight,
             batch.targets,
-            head.bias,
+            bias,
             soft_cap=shaping.soft_cap,
             scale=shaping.scale,
             reduction=reduction,

@@ -294,13 +294,10 @@ class Pack:
             tokens = self._trees.num_tokens(max_tokens=self._max_tokens)
             trial.scored_tokens += tokens
             try:
-                found = score_items(
-                    trial.adapter,
-                    self._items,
-                    trees=self._trees,
-                    model=self._model,
-                    max_tokens=self._max_tokens,
-                )
+                logprobs: list[list[float]] = []
+                for passed in self._trees.passes(max_tokens=self._max_tokens):
+                    logprobs += self._model.item_logprobs(trial.adapter, self._trees, passed)
+                found = score_items(self._items, logprobs)
             except JobFailed as error:
                 self._leave(trial, status=FAILED, reason=f"rung {rung}: {error}")
                 return

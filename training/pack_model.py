@@ -174,7 +174,7 @@ class PackModel:
         with self._assigned(self._owners(parts)):
             losses = self._losses(parts).double()
         return [
-            _sums(own, list(map(num_targets, part.rows)))
+            logprob_sums(own, list(map(num_targets, part.rows)))
             for part, own in zip(parts, _by_part(losses, parts), strict=True)
         ]
 
@@ -187,7 +187,7 @@ class PackModel:
         with self._assigned([(adapter, batch.input_ids.numel())]):
             losses = self._trainee.loss(batch.to(self._device), reduction="none").double()
         each = torch.split(losses, [len(tree.targets) for tree in trees])
-        return [_sums(own, tree.row_targets) for own, tree in zip(each, trees, strict=True)]
+        return [logprob_sums(own, tree.row_targets) for own, tree in zip(each, trees, strict=True)]
 
     def num_tokens(self, part: Part) -> int:
         """Tokens that a part puts through the embedding."""
@@ -281,6 +281,6 @@ def _by_part(losses: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
     return torch.split(losses, [sum(map(num_targets, part.rows)) for part in parts])
 
 
-def _sums(losses: Tensor, counts: Sequence[int]) -> list[float]:
+def logprob_sums(losses: Tensor, counts: Sequence[int]) -> list[float]:
     """Minus the losses (N,) of rows with so many targets each, summed by row."""
     return [-float(row.sum()) for row in torch.split(losses, list(counts))]

@@ -22,8 +22,6 @@ from conf.errors import DataError, JobFailed
 from conf.records import from_dict
 from conf.trial_records import LabelRow
 from training.data import check_row, num_targets
-from training.item_trees import ItemTrees
-from training.pack_model import PackModel
 
 
 def read_items(path: Path) -> tuple[tuple[LabelRow, ...], ...]:
@@ -62,29 +60,16 @@ class Scored:
     tie_break: float | None
 
 
-def score_items(
-    adapter: str,
-    items: Sequence[Sequence[LabelRow]],
-    *,
-    trees: ItemTrees,
-    model: PackModel,
-    max_tokens: int,
-) -> Scored:
-    """How good an adapter is on the items.
+def score_items(items: Sequence[Sequence[LabelRow]], found: Sequence[Sequence[float]]) -> Scored:
+    """How good a model is on the items.
 
     Args:
-        adapter: whose trial is scored.
         items: the rows of each.
-        trees: the items as they are laid out.
-        model: that has the adapter.
-        max_tokens: of a pass.
+        found: of each item log p(targets) of each of its rows, summed.
 
     Raises:
         JobFailed: a log-probability that is not finite.
     """
-    found: list[list[float]] = []
-    for passed in trees.passes(max_tokens=max_tokens):
-        found += model.item_logprobs(adapter, trees, passed)
     for rows, logprobs in zip(items, found, strict=True):
         if not all(map(math.isfinite, logprobs)):
             raise JobFailed(f"item {rows[0].item_id} has the log-probabilities {logprobs}")

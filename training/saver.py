@@ -64,14 +64,20 @@ class StateSaver:
         self._cost_seconds = GUESSED_SECONDS + writing
         self._since = time.perf_counter()
 
-    def after(self, step: int, *, totals: Mapping[str, int], is_point: bool) -> None:
+    def after(
+        self, step: int, *, totals: Mapping[str, int], is_point: bool, is_end: bool = False
+    ) -> None:
         """Save the state of a step if it is due; called after every step but the last.
+
+        is_end: this call of the training ends here, and another one goes on from the state.
 
         Raises:
             TrainingStopped: on all workers, when the runtime asked for it.
         """
         is_asked = self._runtime.should_save()  # of all workers: it tells too that they get on
         what = self._due(step, is_asked, is_point=is_point) if self._is_writer else _GO_ON
+        if is_end and what == _GO_ON:
+            what = _SAVE
         what = number_from_rank_0(what, device=self._engine.device)
         if what == _GO_ON:
             return

@@ -1,4 +1,4 @@
-"""Whether an arm can be searched as asked: trials share a pack, or an engine (pure)."""
+"""Whether an arm can be searched as asked: trials share a pack, rows, or an engine (pure)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_search(arm: Arm, trials: Sequence[Trial]) -> None:
 
     Raises:
         ConfigError: a checkpoint is to be chosen among those of a training (trainer.keep=best).
-        NotBuiltYet: trainings that cannot be packed, or prompts for different engines.
+        NotBuiltYet: trainings on different rows, or prompts for different engines.
     """
     if not arm.is_tuned:
         reason = why_not_together(trials)
@@ -42,12 +42,29 @@ def check_search(arm: Arm, trials: Sequence[Trial]) -> None:
             expected="last: its trials are compared at shares of their steps, and at the end",
             remedy="leave it out",
         )
-    reason = why_not_packed(trials)
+    reason = _other_rows(trials)
     if reason is not None:
         raise NotBuiltYet(
-            f"sweep.space.{arm.name}: trials that do not train together ({reason})",
+            f"sweep.space.{arm.name}: trials that train on different rows or models ({reason})",
             instead=BY_HAND,
         )
+
+
+def _other_rows(trials: Sequence[Trial]) -> str | None:
+    """Why trials cannot be prepared and judged on the same rows; None where they can.
+
+    What differs may be what trains, and how: trials that no pack can hold train one by one.
+    """
+    first = trials[0].arm
+    names = {field.name for field in dataclasses.fields(TunedMethod)} - {"kind", "trainer", "zero"}
+    for trial in trials:
+        own, other = plain(trial.arm.method), plain(first.method)
+        for name in sorted(names):
+            if own[name] != other[name]:
+                return f"its trials differ in {name}"
+        if trial.arm.model != first.model:
+            return "its trials differ in model"
+    return None
 
 
 def why_not_packed(trials: Sequence[Trial]) -> str | None:

@@ -6,13 +6,21 @@ import dataclasses
 from typing import Any
 
 from conf.choices import TaskKind
-from conf.methods import AnsweringMethod, InstructionMethod, LoraMethod, Method, PromptMethod
+from conf.methods import (
+    AnsweringMethod,
+    FullMethod,
+    InstructionMethod,
+    LoraMethod,
+    Method,
+    PromptMethod,
+)
 from conf.schema import RunConfig
 from evaluation.prepare import STYLES_WITHOUT_SHOTS
 from evaluation.tasks import Task
 
 # Around the defaults of training/job.py, half an order of magnitude and more to both sides.
 LORA_RATES = [2e-4, 5e-3]
+FULL_RATES = [2e-5, 5e-4]  # a tenth of LoRA's ("LoRA Without Regret", see training/job.py)
 RANKS = [8, 16, 32]
 SHOTS = [2, 4, 8, 16]
 MAX_LABELS = 20  # in a wording; more of them are left to the task's own instruction
@@ -21,7 +29,7 @@ MAX_LABELS = 20  # in a wording; more of them are left to the task's own instruc
 def with_default_spaces(config: RunConfig, task: Task) -> RunConfig:
     """The configuration with a random search of every arm that can be searched.
 
-    A space that was typed stands as it is. Full fine-tuning and other methods that do not pack,
+    A space that was typed stands as it is. Methods other than full fine-tuning and LoRA,
     checkpoints that other arms train and references are left as they are.
     """
     if not config.search:
@@ -40,6 +48,8 @@ def default_space(method: Method, task: Task) -> dict[str, Any]:
     """What is searched of one method on a task; empty: nothing."""
     if isinstance(method, LoraMethod) and not isinstance(method, InstructionMethod):
         return {"trainer.learning_rate": {"log_uniform": LORA_RATES}, "lora_rank": RANKS}
+    if isinstance(method, FullMethod):
+        return {"trainer.learning_rate": {"log_uniform": FULL_RATES}}
     if not isinstance(method, PromptMethod):
         return {}
     space: dict[str, Any] = {}

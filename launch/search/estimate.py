@@ -30,17 +30,66 @@ class SearchSize:
 
 def search_size(trials: Sequence[Trial], halving: HalvingConfig) -> SearchSize:
     """The size of a search in which no rank changes and nobody fails."""
-    going = len({trial.setting for trial in trials})
-    replicates = len(trials) / going
-    shares, before = rung_shares(halving), 0.0
-    trainings, scorings = 0.0, 0
-    for rung, share in enumerate(shares):
+    num_settings = len({trial.setting for trial in trials})
+    replicates = len(trials) / num_settings
+    before, trainings, scorings = 0.0, 0.0, 0
+    for share, going in zip(rung_shares(halving), settings_at(num_settings, halving), strict=True):
         trainings += going * replicates * (share - before)
         scorings += round(going * replicates)
-        if 0 < rung < len(shares) - 1:
-            going = math.ceil(going / halving.eta)
         before = share
     return SearchSize(trainings=trainings, scorings=scorings, num_trials=len(trials))
+
+
+def settings_at(num_settings: int, halving: HalvingConfig) -> tuple[int, ...]:
+    """How many settings come to each rung where no rank changes and nobody fails."""
+    found, going = [], num_settings
+    num_rungs = len(rung_shares(halving))
+    for rung in range(num_rungs):
+        found.append(going)
+        if 0 < rung < num_rungs - 1:
+            going = math.ceil(going / halving.eta)
+    return tuple(found)
+
+
+def leg_estimate(
+    one: Estimate,
+    scored: Estimate,
+    *,
+    rung: int,
+    num_settings: int,
+    halving: HalvingConfig,
+    start_seconds: float,
+) -> Estimate:
+    """What a leg is expected to take: its steps and its scoring, by the chance that it runs.
+
+    So the legs of a search sum to what is expected of the search.
+
+    Args:
+        one: of the trial's whole training.
+        scored: of one pass over the validation items.
+        rung: where the leg ends.
+        num_settings: of the search.
+        halving: its rules.
+        start_seconds: of one job; each leg starts one.
+    """
+    shares = rung_shares(halving)
+    share = shares[rung] - (shares[rung - 1] if rung else 0.0)
+    chance = settings_at(num_settings, halving)[rung] / num_settings
+    size = SearchSize(trainings=share, scorings=1, num_trials=1)
+    found = search_estimate(one, scored, size, start_seconds=start_seconds)
+
+    def part(value: float | None) -> float | None:
+        return None if value is None else chance * value
+
+    tokens, flops = part(found.tokens), part(found.flops)
+    return dataclasses.replace(
+        found,
+        tokens=None if tokens is None else round(tokens),
+        flops=None if flops is None else round(flops),
+        seconds=part(found.seconds),
+        low_seconds=part(found.low_seconds),
+        high_seconds=part(found.high_seconds),
+    )
 
 
 def scoring_tokens(

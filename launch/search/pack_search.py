@@ -97,7 +97,8 @@ def run_search(search: PackSearch, runtime: Teller) -> None:
     runtime.report(LedgerLine(job="", arm=arm, purpose="agreement", tokens=probes))
     runtime.report(LedgerLine(job="", arm=arm, purpose="redone", tokens=again))
     winner = by_trial[choice.trials[0]]
-    _promote(Path(winner.checkpoint), Path(search.jobs[0].output_dir))
+    final = checkpoint_directory(search.jobs[0].output_dir, FINAL)
+    put_whole(Path(winner.checkpoint), final)
     runtime.report(winner.summary)
 
 
@@ -240,15 +241,14 @@ def _choice(search: PackSearch, outcomes: Sequence[TrialOutcome]) -> SweepChoice
     return choose(arm, records, members=settings, parameters=parameters)
 
 
-def _promote(checkpoint: Path, output_dir: Path) -> None:
-    """Put a trial's checkpoint where an arm's stands, without a second copy where possible."""
-    final = checkpoint_directory(output_dir, FINAL)
-    building = final.with_name(f".{final.name}.partial")
+def put_whole(source: Path, target: Path) -> None:
+    """Put a directory in a second place, whole or not at all, without a second copy if possible."""
+    building = target.with_name(f".{target.name}.partial")
     shutil.rmtree(building, ignore_errors=True)
     building.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(checkpoint, building, copy_function=_link_or_copy)
-    shutil.rmtree(final, ignore_errors=True)
-    building.rename(final)
+    shutil.copytree(source, building, copy_function=_link_or_copy)
+    shutil.rmtree(target, ignore_errors=True)
+    building.rename(target)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -61,8 +61,10 @@ def launch(*arguments: str, cwd: Path = ROOT) -> Done:
         (["+exp=sweep", "+sweep.space.lora.nope=[1,2]"], ["sweep.space.lora.nope"]),
         (["+exp=sweep", "sweep.budget.max_tokens=1000"], ["sweep.budget.max_tokens", "1000"]),
         (["+exp=sweep", "trainer.keep=best", "trainer.num_points=4"], ["keep", "last"]),
-        (["+exp=sweep", "arms.lora.use_dora=true"], ["not built yet", "DoRA"]),
-        (["+exp=full", "sweep=grid", "+sweep.space.full={trainer.epochs:[1,2]}"], ["method full"]),
+        (
+            ["+exp=full", "sweep=grid", "+sweep.space.full={prompt:[zero_shot,bare]}"],
+            ["not built yet", "different rows", "prompt"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

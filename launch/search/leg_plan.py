@@ -1,0 +1,75 @@
+"""The legs of trials that train one by one: a job for each trial and rung (pure).
+
+The plan has all of them, and what a rung decides cancels the rest of a trial that left
+(leg_search.py). A leg comes after all legs of the rung before, whatever became of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from conf.hashing import sha256_of
+from conf.sweeps import HalvingConfig
+from launch.planned import LEG, Job
+from launch.search.halving import rung_shares
+from launch.search.trials import Trial
+
+
+def leg_jobs(
+    trials: Sequence[Trial], trainings: Mapping[int, Job], *, halving: HalvingConfig
+) -> list[Job]:
+    """All legs, rung by rung.
+
+    Args:
+        trials: of one arm.
+        trainings: by trial, the job that would train it whole.
+        halving: where the rungs are. Who goes on is not in a key: a leg's records do not depend
+            on it, so that a search with other rules finds the legs that it has in common.
+    """
+    shares = rung_shares(halving)
+    legs: list[Job] = []
+    before: dict[int, Job] = {}
+    for rung in range(len(shares)):
+        here = {
+            trial.number: _leg(
+                trial,
+                trainings[trial.number],
+                rung=rung,
+                shares=shares[: rung + 1],
+                before=before,
+            )
+            for trial in trials
+        }
+        legs += here.values()
+        before = here
+    return legs
+
+
+def _leg(
+    trial: Trial,
+    training: Job,
+    *,
+    rung: int,
+    shares: Sequence[float],
+    before: Mapping[int, Job],
+) -> Job:
+    key = {
+        "kind": LEG,
+        "training": training.key,
+        "trial": [trial.number, trial.setting],
+        "shares": list(shares),
+    }
+    depends_on = training.depends_on
+    if trial.number in before:
+        depends_on = (*depends_on, before[trial.number].id)
+    return dataclasses.replace(
+        training,
+        id=f"{LEG}:{trial.arm.name}:{trial.number}:{rung}",
+        kind=LEG,
+        key=sha256_of(key),
+        depends_on=depends_on,
+        after=tuple(job.id for job in before.values()),
+        trial=trial.number,
+        rung=rung,
+    )
