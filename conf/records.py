@@ -32,7 +32,9 @@ PURPOSES = (
     "steering",  # the task's items, each with an instruction of its own
     "wording",  # test items under other wordings of the instruction
     "agreement",  # the probe of a checkpoint, asked again after loading
-    "sweep",  # a search for the best training: all trials but what the winner's own steps cost
+    # A search for the best training: all trials but what the winner's own steps cost; of a search
+    # in legs, which are billed before the winner is known, those too.
+    "sweep",
     "prompt_search",  # a search for the best prompt
     "shared",  # rows that several items use: a prefix prefilled once
     "padding",  # rows forwarded that belong to no item

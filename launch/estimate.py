@@ -145,7 +145,7 @@ def with_estimates(
         if job.arm in tokens and job.kind != "reference":
             name = job.arm
             trials = (searches or {}).get(name, ())
-            arm = arms[name] if job.trial is None else _trial(job, trials).arm
+            arm = next((t.arm for t in trials if t.number == job.trial), arms[name])
             estimate = _estimate(job, arm, places[name], sizes[name], tokens[name], means)
             if job.kind in SEARCH_KINDS and plan.legs(name):
                 estimate = Estimate(tokens=0, seconds=0.0)  # its legs have theirs
@@ -243,23 +243,10 @@ def _searching(
         nothing = Estimate(tokens=0, flops=0, seconds=0.0, low_seconds=0.0, high_seconds=0.0)
         return search_estimate(one, nothing, length, start_seconds=START_SECONDS["evaluate"])
     scored = _scoring(size, tokens, means, devices=job.devices)
+    start = START_SECONDS["train"]
     if job.rung is not None:
-        return leg_estimate(
-            one,
-            scored,
-            rung=job.rung,
-            num_settings=len({trial.setting for trial in trials}),
-            halving=halving,
-            start_seconds=START_SECONDS["train"],
-        )
-    return search_estimate(
-        one, scored, search_size(trials, halving), start_seconds=START_SECONDS["train"]
-    )
-
-
-def _trial(job: Job, trials: Sequence[Trial]) -> Trial:
-    """The trial that a leg is of."""
-    return next(trial for trial in trials if trial.number == job.trial)
+        return leg_estimate(one, scored, trials, halving, rung=job.rung, start_seconds=start)
+    return search_estimate(one, scored, search_size(trials, halving), start_seconds=start)
 
 
 def _scoring(size: ModelSize | None, tokens: ArmTokens, means: _Means, *, devices: int) -> Estimate:

@@ -31,7 +31,7 @@ from launch.planned import LEG, Job, ModelSource, Plan, TaskFacts
 from launch.probing import asks_probes, control_job
 from launch.reference_plan import REFERENCE_KINDS, reference_jobs
 from launch.search.checks import why_not_packed
-from launch.search.leg_plan import leg_jobs
+from launch.search.leg_plan import after_legs, leg_jobs
 from launch.search.trials import Trial
 from launch.waves import in_waves
 
@@ -94,27 +94,23 @@ def build_plan(
     jobs: list[Job] = _model_jobs(arms, models)
     tuned = [a for a in arms.values() if a.is_tuned]
     facts = _Facts(config=config, models=models, common=common, machine=machine)
-    rows, trainings = dict[str, Job](), dict[str, Job]()
-    legs: list[Job] = []
+    rows, trainings, legs = dict[str, Job](), dict[str, Job](), list[Job]()
     for arm in tuned:
         trials, mix = searches.get(arm.name, ()), (mixes or {}).get(arm.name)
         rows[arm.name] = _rows_job(arm, facts, mix, has_rungs=bool(trials))
         make = partial(_search_job, trials=trials) if trials else _train_job
         trainings[arm.name] = make(arm, facts=facts, rows=rows[arm.name])
         if trials and why_not_packed(trials) is not None:
-            own = _leg_jobs(trials, facts=facts, rows=rows[arm.name])
-            legs += own
-            trainings[arm.name] = dataclasses.replace(
-                trainings[arm.name], devices=0, after=tuple(leg.id for leg in own)
-            )
+            train = partial(_train_job, facts=facts, rows=rows[arm.name])
+            own = leg_jobs(trials, train, halving=config.sweep.halving)
+            legs, trainings[arm.name] = [*legs, *own], after_legs(trainings[arm.name], own)
     curves = {
         a.name: () if a.name in searches else _curve_jobs(a, trainings[a.name], facts)
         for a in tuned
     }
     trained = {
         a.name: _Trained(
-            training=trainings[a.name],
-            judges=curves[a.name] if a.trainer.keep is Keep.best else (),
+            training=trainings[a.name], judges=curves[a.name] if a.trainer.keep is Keep.best else ()
         )
         for a in tuned
     }
@@ -288,12 +284,6 @@ def _search_job(arm: Arm, *, facts: _Facts, rows: Job, trials: Sequence[Trial]) 
         devices=threads_of(1, facts.machine),  # a pack has one worker
         key=sha256_of({"kind": "search", "trials": keys, **_search_rules(facts)}),
     )
-
-
-def _leg_jobs(trials: Sequence[Trial], *, facts: _Facts, rows: Job) -> list[Job]:
-    """The legs of trials that cannot share a pack."""
-    trainings = {t.number: _train_job(t.arm, facts=facts, rows=rows) for t in trials}
-    return leg_jobs(trials, trainings, halving=facts.config.sweep.halving)
 
 
 def _prompt_search_job(

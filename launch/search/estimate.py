@@ -54,10 +54,10 @@ def settings_at(num_settings: int, halving: HalvingConfig) -> tuple[int, ...]:
 def leg_estimate(
     one: Estimate,
     scored: Estimate,
+    trials: Sequence[Trial],
+    halving: HalvingConfig,
     *,
     rung: int,
-    num_settings: int,
-    halving: HalvingConfig,
     start_seconds: float,
 ) -> Estimate:
     """What a leg is expected to take: its steps and its scoring, by the chance that it runs.
@@ -67,13 +67,14 @@ def leg_estimate(
     Args:
         one: of the trial's whole training.
         scored: of one pass over the validation items.
-        rung: where the leg ends.
-        num_settings: of the search.
+        trials: of the search.
         halving: its rules.
+        rung: where the leg ends.
         start_seconds: of one job; each leg starts one.
     """
     shares = rung_shares(halving)
     share = shares[rung] - (shares[rung - 1] if rung else 0.0)
+    num_settings = len({trial.setting for trial in trials})
     chance = settings_at(num_settings, halving)[rung] / num_settings
     size = SearchSize(trainings=share, scorings=1, num_trials=1)
     found = search_estimate(one, scored, size, start_seconds=start_seconds)

@@ -24,6 +24,8 @@ class LegJudge:
 
     context: JobContext
     run: RunDirectory
+    # By arm and rung, once it is decided: a leg that waits for a device is asked about many times.
+    _decided: dict[tuple[str, int], list[RungDecision]] = field(default_factory=dict)
     _told: set[tuple[str, int]] = field(default_factory=set)
 
     def cancelled(self, job: Job) -> str | None:
@@ -31,15 +33,23 @@ class LegJudge:
         if job.kind != LEG or not job.rung:
             return None
         assert job.arm is not None and job.trial is not None, "legs are of trials of an arm"
-        search = self.context.leg_search(job.arm)
-        events_of = self.context.leg_events(job.arm)
-        decisions = decided(search, events_of, upto=job.rung - 1)
-        for decision in decisions:
-            self._tell(decision)
+        decisions = self._upto(job.arm, job.rung - 1)
         reasons = {t: why for d in decisions for t, why in d.reasons.items()}
         if (reason := reasons.get(str(job.trial))) is not None:
             return f"{job.arm}, trial {job.trial}: {reason}"
         return None
+
+    def _upto(self, arm: str, rung: int) -> list[RungDecision]:
+        """The decisions of all rungs up to one; fewer where a leg was stopped."""
+        if (arm, rung) not in self._decided:
+            context = self.context
+            found = decided(context.leg_search(arm), context.leg_events(arm), upto=rung)
+            for decision in found:
+                self._tell(decision)
+            if len(found) <= rung and (not found or found[-1].keep):
+                return found
+            self._decided[arm, rung] = found
+        return self._decided[arm, rung]
 
     def _tell(self, decision: RungDecision) -> None:
         if (decision.arm, decision.rung) not in self._told:

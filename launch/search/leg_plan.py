@@ -7,9 +7,10 @@ The plan has all of them, and what a rung decides cancels the rest of a trial th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from conf.hashing import sha256_of
+from conf.resolve import Arm
 from conf.sweeps import HalvingConfig
 from launch.planned import LEG, Job
 from launch.search.halving import rung_shares
@@ -17,13 +18,13 @@ from launch.search.trials import Trial
 
 
 def leg_jobs(
-    trials: Sequence[Trial], trainings: Mapping[int, Job], *, halving: HalvingConfig
+    trials: Sequence[Trial], train: Callable[[Arm], Job], *, halving: HalvingConfig
 ) -> list[Job]:
     """All legs, rung by rung.
 
     Args:
         trials: of one arm.
-        trainings: by trial, the job that would train it whole.
+        train: makes the job that would train one of them whole.
         halving: where the rungs are. Who goes on is not in a key: a leg's records do not depend
             on it, so that a search with other rules finds the legs that it has in common.
     """
@@ -34,7 +35,7 @@ def leg_jobs(
         here = {
             trial.number: _leg(
                 trial,
-                trainings[trial.number],
+                train(trial.arm),
                 rung=rung,
                 shares=shares[: rung + 1],
                 before=before,
@@ -44,6 +45,11 @@ def leg_jobs(
         legs += here.values()
         before = here
     return legs
+
+
+def after_legs(search: Job, legs: Sequence[Job]) -> Job:
+    """The search whose legs these are: it reads what they left, and needs no device for that."""
+    return dataclasses.replace(search, devices=0, after=tuple(leg.id for leg in legs))
 
 
 def _leg(
