@@ -147,6 +147,7 @@ def test_legs_are_the_training_that_nobody_cut(run: Callable[..., Told], tmp_pat
         assert sum(parts) == sum(line.tokens for line in whole.lines(purpose))
 
 
+@pytest.mark.slow
 def test_a_killed_leg_goes_on_and_one_without_its_state_trains_anew(
     run: Callable[..., Told], tmp_path: Path
 ) -> None:

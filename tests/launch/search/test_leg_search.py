@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from conf.choices import TaskKind
 from conf.records import LedgerLine, Measured, TrainRecord
 from conf.resolve import resolve_arms
+from conf.schema import RunConfig
 from conf.sweep_records import RungRecord, TrialRecord
 from conf.sweeps import SweepBudgetConfig
 from launch.compose import compose_config
@@ -33,8 +35,14 @@ TYPED = (
 CPU = Machine(devices=2, devices_per_node=2, device="cpu", name="2 x test")
 
 
+@functools.cache
+def composed(*overrides: str) -> RunConfig:
+    return compose_config([*TYPED, *overrides])
+
+
+@functools.cache
 def plan_of(*overrides: str) -> Plan:
-    config = compose_config([*TYPED, *overrides])
+    config = composed(*overrides)
     arms = resolve_arms(config)
     return build_plan(
         config,
@@ -47,8 +55,8 @@ def plan_of(*overrides: str) -> Plan:
     )
 
 
-def search_of(*overrides: str, **changes: Any) -> LegSearch:
-    config = compose_config([*TYPED, *overrides])
+def search_of(**changes: Any) -> LegSearch:
+    config = composed()
     trials = check_space(config, resolve_arms(config))["full"]
     search = LegSearch(
         arm="full",
