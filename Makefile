@@ -10,7 +10,7 @@ BENCH_PIP := $(BENCH_BIN)/python -m pip --disable-pip-version-check
 VLLM_PIP := .venv-vllm/bin/python -m pip --disable-pip-version-check
 HAS_GPU := $(wildcard /proc/driver/nvidia/version)
 
-.PHONY: help install compare test .test-all-cores .test-others test-all check bench faults clean
+.PHONY: help install compare test .test-all-cores .test-others test-all .whole-all-cores .whole-others check bench faults clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -56,12 +56,21 @@ test: check  ## checks and the fast tests
 .test-others:
 	$(BIN)/python -m pytest -m "not slow and not all_cores" --durations=25
 
-test-all: check  ## all tests; writes tests/results/test-all.txt
+test-all: check  ## all tests but the fault bench's; writes tests/results/test-all.txt
 	@mkdir -p tests/results
-	$(BIN)/python -m pytest --color=no --durations=20 --hypothesis-profile=explore > .test-all.txt 2>&1; status=$$?; \
-	  sed -e 's|$(CURDIR)|.|g' -e "s|$$($(BIN)/python -c 'import sys; print(sys.base_prefix)')|PYTHON|g" \
-	    .test-all.txt > tests/results/test-all.txt; rm .test-all.txt; \
-	  tail -n 30 tests/results/test-all.txt; exit $$status
+	$(MAKE) --no-print-directory -j2 -k .whole-all-cores .whole-others; status=$$?; \
+	  cat .whole-all-cores.txt .whole-others.txt | sed -e 's|$(CURDIR)|.|g' \
+	    -e "s|$$($(BIN)/python -c 'import sys; print(sys.base_prefix)')|PYTHON|g" \
+	    > tests/results/test-all.txt; rm .whole-all-cores.txt .whole-others.txt; \
+	  grep -E '^(FAILED|ERROR)|^=+ .*(passed|failed|error).* =+$$' tests/results/test-all.txt; exit $$status
+
+WHOLE := -m pytest --color=no --durations=20 --hypothesis-profile=explore
+.whole-all-cores .whole-others: export OMP_NUM_THREADS = 1
+.whole-all-cores:
+	$(BIN)/python $(WHOLE) -m "not faults and all_cores" -o cache_dir=.pytest_cache/all > $@.txt 2>&1
+
+.whole-others:
+	$(BIN)/python $(WHOLE) -m "not faults and not all_cores" > $@.txt 2>&1
 
 # The peers have environments of their own, so that their pins cannot touch ours. One that cannot be
 # built is said to be absent, and the other rows run. `make bench NAME=row`, BENCH_DATA=directory.

@@ -72,7 +72,7 @@ class Recorder:
         if announced_rows(directory.rows):
             self._interrupted.add(job.id)
         is_ended = any(isinstance(e, TrainSummary) for e in kept)
-        if job.kind not in TRAINING_KINDS or is_ended:
+        if job.kind not in STEPPING_KINDS or is_ended:
             kept += self._untold(job, directory)
         clear_job_error(self.run.path / "logs", job.id)
         self.run.journal("job_started", job=job.id, arm=job.arm, data={"attempt": state.attempts})
@@ -172,12 +172,17 @@ class Recorder:
             complete = whole(summary, steps)
             paid = [r for r in steps.standing if r in self._paid[job.id]]
             lines = training_ledger(complete, job=job.id, arm=job.arm, paid=paid)
-        for line in lines:
-            self._jobs[job.id].append(line)
-            self.run.append(line, job=job.id, arm=job.arm)
-        for line in self._untold(job, self._jobs[job.id]):
-            self.run.append(line, job=job.id, arm=job.arm)
+        self._bill(job, lines)
         return complete
+
+    def _bill(self, job: Job, lines: list[LedgerLine]) -> None:
+        """State what a job that steps has cost, what it had not told of included."""
+        directory = self._jobs[job.id]
+        for line in lines:
+            directory.append(line)
+            self.run.append(line, job=job.id, arm=job.arm)
+        for line in self._untold(job, directory):
+            self.run.append(line, job=job.id, arm=job.arm)
 
     def _untold(self, job: Job, directory: JobDirectory) -> list[LedgerLine]:
         """Bill what earlier attempts announced and no record tells of; kept with the job.
@@ -194,7 +199,7 @@ class Recorder:
     def _untold_line(self, job: Job, directory: JobDirectory) -> LedgerLine | None:
         if job.id not in self._interrupted:
             return None
-        told = billed_rows(directory.events(), is_training=job.kind in TRAINING_KINDS)
+        told = billed_rows(directory.events(), is_training=job.kind in STEPPING_KINDS)
         rows = announced_rows(directory.rows) - told
         if rows <= 0:
             return None
@@ -205,9 +210,7 @@ class Recorder:
         events = self._jobs[job.id].events()
         if any(isinstance(e, LedgerLine) and e.purpose == "sweep" and e.tokens for e in events):
             return
-        for line in self._search_lines(job):
-            self._jobs[job.id].append(line)
-            self.run.append(line, job=job.id, arm=job.arm)
+        self._bill(job, self._search_lines(job))
 
     def _search_lines(self, job: Job) -> list[LedgerLine]:
         """The bill of a search so far, from the records that stand."""

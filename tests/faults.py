@@ -12,6 +12,8 @@ FILES = (
     "tests/launch/test_training_faults.py",
     "tests/launch/test_training_driver.py",
     "tests/launch/test_end_to_end.py",
+    "tests/launch/test_memory_pressure.py",
+    "tests/launch/test_ledger_and_hook.py",
     *(str(p) for p in sorted(Path("tests/training").glob("test_faults*.py"))),
     *(str(p) for p in sorted(Path("tests/training").glob("test_state*.py"))),
 )

@@ -7,6 +7,7 @@ only: item texts, prompts and completions stay in the run directory.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,6 +74,9 @@ def _has_netrc_key() -> bool:
         return netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8")
     except OSError:
         return False
+
+
+FREE_BYTES = 2**20  # with less, what W&B writes at the end of a run may not have found room
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -213,6 +217,18 @@ class Tracker:
             self._guarded(run.finish)
             if len(self.warnings) > before:  # gone: it is not waited for 20 s once more by each arm
                 break
+        self._warn_of_a_full_disk()
+
+    def _warn_of_a_full_disk(self) -> None:
+        """W&B does not say that it could not write its files; the run's own records are checked."""
+        files = self.directory / "wandb"
+        free = shutil.disk_usage(files).free if files.is_dir() else FREE_BYTES
+        if free < FREE_BYTES:
+            self.warnings.insert(
+                0,
+                f"W&B: {files} is on a disk with {free:,} bytes free: its files may lack rows. "
+                "Nothing is missing in the run's own records.",
+            )
 
     def _final_axes(self, arm: str, results: Results) -> dict[str, float]:
         spent = self._spent[arm]

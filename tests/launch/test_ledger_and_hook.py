@@ -17,7 +17,7 @@ import pytest
 
 from tests.launch.embedding_hook import hooked, passes
 
-pytestmark = [pytest.mark.slow, pytest.mark.all_cores]  # a minute a run
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.all_cores]  # a minute a run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = (
