@@ -14,6 +14,7 @@ FILES = (
     "tests/launch/test_end_to_end.py",
     "tests/launch/test_memory_pressure.py",
     "tests/launch/test_ledger_and_hook.py",
+    "tests/launch/search/test_leg_search_runs.py",
     *(str(p) for p in sorted(Path("tests/training").glob("test_faults*.py"))),
     *(str(p) for p in sorted(Path("tests/training").glob("test_state*.py"))),
 )

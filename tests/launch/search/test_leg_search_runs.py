@@ -17,7 +17,7 @@ from conf.hashing import plain
 from evaluation.records.run_records import RunRecords, read_run
 from evaluation.records.search_records import SearchRecords
 
-pytestmark = [pytest.mark.all_cores, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.all_cores, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[3]
 TYPED = [
