@@ -106,7 +106,7 @@ bench: .venv-bench/.ready  ## benchmarks against their peers; NAME=row for one o
 	$(VLLM_PIP) install -q --no-deps -r tests/benchmarks/requirements-vllm.txt
 	@touch $@
 
-faults: .venv/.ready-test  ## the fault bench: what happened to each fault, real ones, about 20 minutes
+faults: .venv/.ready-test  ## the fault bench: what happened to each fault, real ones, about an hour
 	$(BIN)/python -m tests.faults
 
 clean:  ## remove the environments; runs in outputs/ stay
