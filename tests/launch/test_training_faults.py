@@ -71,14 +71,13 @@ def require_equal(bench: Bench, plain: Bench) -> None:
     assert not list(bench.directory.points.glob("stream-*"))
 
 
-def told(bench: Bench, state: JobState | None = None) -> str:
+def tell(record_property: Say, bench: Bench, state: JobState | None = None) -> None:
     """What happened, for the table of `make faults`."""
     again = len(bench.seen) - len({s for _, s in bench.seen})
     attempts = f"{state.attempts} attempts, " if state else ""
-    return (
-        f"{attempts}resumed after steps {bench.resumed}, {again} steps redone, "
-        f"longest pause {bench.recovery_seconds():.0f} s, records and weights equal"
-    )
+    record_property("what", f"{attempts}resumed after steps {bench.resumed}")
+    record_property("recovery_seconds", f"{bench.recovery_seconds():.1f}")
+    record_property("steps_redone", again)
 
 
 def test_a_worker_killed_in_mid_step(
@@ -90,7 +89,7 @@ def test_a_worker_killed_in_mid_step(
     assert len(bench.seen) - STEPS <= 2  # steps redone
     assert len(bench.resumed) == 1 and bench.resumed[0] >= 4
     require_equal(bench, plain)
-    record_property("what", told(bench, state))
+    tell(record_property, bench, state)
 
 
 @pytest.mark.slow
@@ -101,7 +100,7 @@ def test_a_killed_worker_is_back_within_30_seconds(
     bench = Bench(root=tmp_path, model_dir=tiny_model_dir)
     assert bench.run(at_step(5, kill_worker(0))).status == "done"
     seconds = bench.recovered_after_seconds()
-    record_property("what", f"the next new step came after {seconds:.0f} s")
+    record_property("recovery_seconds", f"{seconds:.1f}")
     assert seconds <= 30
 
 
@@ -113,7 +112,7 @@ def test_a_state_every_two_steps_loses_at_most_two(
     state = bench.run(at_step(6, kill_worker(0), times=1))
     assert state.status == "done" and len(bench.seen) - STEPS <= 2
     require_equal(bench, plain)
-    record_property("what", told(bench, state))
+    tell(record_property, bench, state)
 
 
 @pytest.mark.slow
@@ -126,7 +125,7 @@ def test_sigterm_to_a_single_worker(
     assert (state.status, state.attempts) == ("done", 2)
     assert len(bench.seen) == STEPS and bench.resumed[0] >= 4
     require_equal(bench, plain)
-    record_property("what", told(bench, state))
+    tell(record_property, bench, state)
 
 
 @pytest.mark.slow
@@ -183,7 +182,7 @@ def test_a_run_that_ends_in_mid_training_and_the_same_command_again(
     assert bench.run().status == "done"
     assert bench.resumed == [so_far[-1]] and len(bench.seen) == STEPS
     require_equal(bench, plain)
-    record_property("what", f"{kind.__name__} after step {so_far[-1]}; then {told(bench)}")
+    tell(record_property, bench)
 
 
 @pytest.mark.slow
@@ -196,7 +195,7 @@ def test_one_of_two_workers_killed_in_mid_step(
     assert (state.status, state.attempts) == ("done", 2)
     assert len(bench.seen) - STEPS <= 2
     require_equal(bench, plain_pair)
-    record_property("what", told(bench, state))
+    tell(record_property, bench, state)
 
 
 @pytest.mark.slow
@@ -217,7 +216,7 @@ def test_a_hung_worker_ends_by_the_collective_timeout(
             os.kill(hung[0], signal.SIGKILL)
     assert (state.status, state.attempts) == ("done", 2)
     require_equal(bench, plain_pair)
-    record_property("what", told(bench, state))
+    tell(record_property, bench, state)
 
 
 @pytest.mark.slow
