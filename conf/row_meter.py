@@ -54,4 +54,4 @@ def watch(embedding: Any) -> None:
 
 
 def _announce(_module: object, inputs: tuple[Any, ...]) -> None:
-    METER.announce(inputs[0].numel())
+    METER.announce(sum(ids.numel() for ids in inputs))  # none where they came by keyword

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import HANG_SECONDS
+
 TEMPLATES = Path(__file__).parents[2] / "evaluation" / "report" / "templates"
 NODE = shutil.which("node")
 BROWSER = next(
@@ -51,7 +53,7 @@ def in_node(cases: list[dict[str, Any]]) -> Any:
         input=json.dumps(cases),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=True,
     )
     return json.loads(done.stdout)
@@ -79,7 +81,7 @@ def dumped(tmp_path: Path, page: Path, *, virtual_milliseconds: int | None = 10_
         [*command, "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=True,
     )
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -73,7 +73,7 @@ def test_any_shape(rows, inputs, outputs, rank, has_bias, is_onednn):
     tensors = problem(rows, inputs, outputs, rank, has_bias=has_bias)
     wanted = values_and_gradients(truth, [None if t is None else t.double() for t in tensors])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "choose_linear", lambda: (is_onednn, "set by the test"))
+        patch.setattr(module, "takes_onednn", lambda: is_onednn)
         for impl in IMPLS:
             found = values_and_gradients(by(impl), tensors)
             for a, b in zip(found, wanted, strict=True):
@@ -163,7 +163,7 @@ SHAPES = [  # rows from far below to far above where merging pays
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs", "rank"), SHAPES)
 def test_never_more_operations_than_peft(rows, inputs, outputs, rank, monkeypatch):
-    monkeypatch.setattr(module, "choose_linear", lambda: (False, "so that torch counts"))
+    monkeypatch.setattr(module, "takes_onednn", lambda: False)  # torch counts its own
     layer = peft_layer(inputs, outputs, rank)
     counts, gradients = [], []
     for forward in (layer, as_ours(layer)):

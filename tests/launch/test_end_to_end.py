@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import HANG_SECONDS
+
 pytestmark = pytest.mark.all_cores
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -43,7 +45,7 @@ def command(root: Path, *overrides: str) -> list[str]:
 
 def launch(root: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(root, *overrides), capture_output=True, text=True, timeout=240, cwd=root
+        command(root, *overrides), capture_output=True, text=True, timeout=HANG_SECONDS, cwd=root
     )
 
 
@@ -191,7 +193,7 @@ def start_slow(root: Path) -> subprocess.Popen[str]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     samples = root / "r/arms/zero_shot/samples.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         if samples.exists() and samples.read_text().count("\n") >= 5:
             return process
@@ -255,7 +257,7 @@ def lines_so_far(root: Path) -> list[dict[str, Any]]:
 def test_ctrl_c_ends_with_130_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
     process = start_slow(tmp_path)
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130, text
     assert "The same command goes on from here" in text
     assert not wait_until_gone(tmp_path, 60)

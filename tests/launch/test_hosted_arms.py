@@ -14,6 +14,7 @@ from conf.errors import Refused
 from launch.compose import compose_config
 from launch.preflight import Checked, check
 from tests.evaluation.endpoint_server import Behaviour, serving
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Nothing listens there: a plan that asked would fail.
@@ -85,7 +86,12 @@ def test_a_run_with_a_hosted_arm(tmp_path: Path) -> None:
         ]
         environment = {**os.environ, "OPENAI_API_KEY": "sk-very-secret"}
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=250, cwd=tmp_path, env=environment
+            command,
+            capture_output=True,
+            text=True,
+            timeout=HANG_SECONDS,
+            cwd=tmp_path,
+            env=environment,
         )
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "r"

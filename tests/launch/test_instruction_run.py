@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from evaluation.prepare import read_rows
+from tests.waiting import HANG_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.all_cores]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -46,7 +47,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     (root / "pairs.json").write_text(json.dumps(PAIRS))
     command = [sys.executable, str(ROOT / "launch.py"), f"run.root={root}", *COMMAND]
     command.append(f"arms.instruction.tunes={request.param}")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     return root / "r"
 

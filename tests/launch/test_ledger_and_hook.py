@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.launch.embedding_hook import hooked, passes
+from tests.waiting import HANG_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.all_cores]  # a minute a run
 
@@ -49,7 +50,7 @@ def start(root: Path, environment: dict[str, str], *typed: str) -> subprocess.Po
 
 
 def finish(root: Path, process: subprocess.Popen[bytes]) -> None:
-    assert process.wait(timeout=280) == 0, (root / "out.txt").read_text()[-4000:]
+    assert process.wait(timeout=HANG_SECONDS) == 0, (root / "out.txt").read_text()[-4000:]
 
 
 def processes_of(root: Path) -> list[int]:

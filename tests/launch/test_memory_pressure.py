@@ -19,6 +19,7 @@ from tests.launch.training_bench import (
     without_times,
     workers_now,
 )
+from tests.waiting import HANG_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.all_cores]
 
@@ -53,7 +54,7 @@ def hold_until_gone(worker: psutil.Process, freed: list[float]) -> None:
     """Fill memory until the worker is ended for it; at most a minute."""
     ballast = bytearray(BALLAST_BYTES)
     ballast[::4096] = b"1" * len(range(0, BALLAST_BYTES, 4096))  # pages that are really there
-    psutil.wait_procs([worker], timeout=60)
+    psutil.wait_procs([worker], timeout=HANG_SECONDS)
     freed.append(time.monotonic())
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.launch.test_end_to_end import lines, wait_until_gone
 from tests.launch.tracking.wandb_log import run_of
+from tests.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.all_cores
 
@@ -31,7 +32,11 @@ def command(root: Path, *overrides: str, flag: str = "-m") -> list[str]:
 
 def launch(root: Path, *overrides: str, flag: str = "-m") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(root, *overrides, flag=flag), capture_output=True, text=True, timeout=280, cwd=root
+        command(root, *overrides, flag=flag),
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        cwd=root,
     )
 
 
@@ -136,7 +141,7 @@ def test_the_same_command_twice_and_each_run_alone_compute_nothing(done: Path) -
         + ["arms.few_shot.draw=1", *SWEPT[1:]],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     assert "0 jobs to run" in alone.stdout and str(runs_of(done)[1]) in alone.stdout
     assert started(done) == before
@@ -182,7 +187,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Pa
         env=os.environ | {"CROSSOVER_TEST_ROOT": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HANG_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         if any(tmp_path.glob("sweep-*/sweep.json")):
             samples = runs_of(tmp_path)[0] / "arms/few_shot/samples.jsonl"
@@ -190,7 +195,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Pa
                 break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=100)
+    text, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130, text
     assert "The same command goes on from here: python launch.py -m +exp=smoke" in text
     assert not wait_until_gone(tmp_path, 60)

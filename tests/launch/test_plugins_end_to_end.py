@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_SECONDS
+
 pytestmark = pytest.mark.all_cores
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -57,7 +59,7 @@ def test_a_style_a_scorer_and_a_loader_from_outside(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "out/r/results.json").read_text())

@@ -16,6 +16,7 @@ from conf.schema import RunConfig
 from launch.cli import typed
 from launch.compose import compose_config
 from launch.preflight import check
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = ("torch", "ray", "transformers")
@@ -35,7 +36,7 @@ def launch(*arguments: str, cwd: Path = ROOT) -> Done:
     code += f"sys.path.insert(0,{str(ROOT)!r});runpy.run_path({str(ROOT / 'launch.py')!r})"
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     return Done(done.returncode, done.stdout + done.stderr, time.monotonic() - begun)
 

@@ -28,6 +28,7 @@ from launch.checkpoints import verified
 from launch.finished import find_arm
 from launch.workers import Evaluator
 from tests.launch.tracking.wandb_log import history, run_of
+from tests.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.all_cores
 
@@ -43,7 +44,7 @@ SMALL = [
 
 def launch(root: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "launch.py"), f"run.root={root}", *SMALL, *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=root)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, cwd=root)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

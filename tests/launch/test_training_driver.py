@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from conf.hashing import sha256_of_file
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = [
@@ -42,7 +43,7 @@ def start(root: Path, *further: str) -> subprocess.Popen[str]:
 
 def finish(root: Path, *further: str) -> tuple[int, str]:
     process = start(root, *further)
-    text = process.communicate(timeout=400)[0]
+    text = process.communicate(timeout=HANG_SECONDS)[0]
     return process.returncode, text
 
 
@@ -53,7 +54,7 @@ def steps(root: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_steps(process: subprocess.Popen[str], root: Path, count: int) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HANG_SECONDS
     while len(steps(root)) < count:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
@@ -106,7 +107,7 @@ def test_ctrl_c_saves_and_stops_with_130_and_the_second_would_end_at_once(
     process = start(tmp_path, "trainer.state_every_steps=1000")
     wait_for_steps(process, tmp_path, 5)
     process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=120)[0]
+    text = process.communicate(timeout=HANG_SECONDS)[0]
     assert process.returncode == 130, text
     assert "saves its state" in text and "The same command goes on from here" in text
     done = len(steps(tmp_path))
@@ -124,7 +125,7 @@ def test_sigterm_to_the_driver_saves_and_stops(
     process = start(tmp_path, "trainer.state_every_steps=1000")
     wait_for_steps(process, tmp_path, 5)
     process.send_signal(signal.SIGTERM)
-    text = process.communicate(timeout=120)[0]
+    text = process.communicate(timeout=HANG_SECONDS)[0]
     assert process.returncode == 130, text
     done = len(steps(tmp_path))
     code, text = finish(tmp_path, "cluster.workers=1")
@@ -141,7 +142,7 @@ def test_two_hard_interrupts_end_at_once_and_cost_only_steps(
     wait_for_steps(process, tmp_path, 5)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
     code, text = finish(tmp_path)
     assert code == 0, text

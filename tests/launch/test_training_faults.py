@@ -16,6 +16,7 @@ import pytest
 
 from conf.errors import BudgetReached, JobFailed
 from conf.records import TrainRecord
+from conf.row_meter import announced_rows
 from conf.run_groups import BudgetConfig
 from launch.scheduler import JobState
 from tests.launch.training_bench import (
@@ -66,7 +67,9 @@ def require_equal(bench: Bench, plain: Bench) -> None:
     done = [s for _, s in bench.seen]
     tokens = {s.step: s.tokens for s in steps}
     repeated = sum(tokens[s] for s in done) - sum(tokens.values())
-    assert bench.bill("redone")[0] == repeated
+    # A killed worker had begun a further step: its rows are billed, and no record tells of it.
+    assert bench.bill("redone")[0] >= repeated
+    assert bench.bill()[0] == announced_rows(bench.directory.rows)
     assert not (bench.directory.points / "state").exists()
     assert not list(bench.directory.points.glob("stream-*"))
 

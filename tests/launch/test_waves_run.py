@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from evaluation.records.run_records import read_run
+from tests.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -47,20 +48,26 @@ def test_a_killed_run_leaves_out_what_a_whole_one_does(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for root in (whole, cut):
         root.mkdir()
-    done = subprocess.run(command(whole), capture_output=True, text=True, timeout=280, cwd=whole)
+    done = subprocess.run(
+        command(whole), capture_output=True, text=True, timeout=HANG_SECONDS, cwd=whole
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     left_out = {line["job"] for line in journal(whole, "job_cancelled")}
     assert left_out, "the arms are told apart, or cannot be, before the last item"
     process = subprocess.Popen(command(cut), cwd=cut, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + HANG_SECONDS
     while not journal(cut, "wave_judged") and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not journal(cut, "run_finished")
-    again = subprocess.run(command(cut), capture_output=True, text=True, timeout=280, cwd=cut)
+    again = subprocess.run(
+        command(cut), capture_output=True, text=True, timeout=HANG_SECONDS, cwd=cut
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     assert {line["job"] for line in journal(cut, "job_cancelled")} == left_out
     assert answers(cut) == answers(whole)
-    third = subprocess.run(command(cut), capture_output=True, text=True, timeout=280, cwd=cut)
+    third = subprocess.run(
+        command(cut), capture_output=True, text=True, timeout=HANG_SECONDS, cwd=cut
+    )
     assert third.returncode == 0 and "starting Ray" not in third.stdout

@@ -199,10 +199,10 @@ class Bench:
         text = (self.root / "r/arms/a/train.jsonl").read_text()
         return [from_dict(TrainRecord, json.loads(line)) for line in text.splitlines()]
 
-    def bill(self, purpose: str) -> tuple[int, float]:
-        """Tokens and device-seconds of the finished job's ledger lines of a purpose."""
+    def bill(self, *purposes: str) -> tuple[int, float]:
+        """Tokens and device-seconds of the finished job's ledger lines; those of some purposes."""
         lines = [e for e in self.directory.events() if isinstance(e, LedgerLine)]
-        mine = [e for e in lines if e.purpose == purpose]
+        mine = [e for e in lines if not purposes or e.purpose in purposes]
         return sum(e.tokens for e in mine), sum(e.device_seconds for e in mine)
 
     def weights(self) -> str:

@@ -24,9 +24,10 @@ from typing import Any
 
 import psutil
 
+from tests.waiting import HANG_SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
-START_SECONDS = 90.0
 
 
 @dataclass(slots=True)
@@ -76,7 +77,7 @@ class TwoNodes:
         return int(found[-1]) if found and found[-1].isdigit() else 0
 
     def wait_for(self, nodes: int) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while self.num_nodes() != nodes:
             logs = {p.name: p.read_text()[-800:] for p in self.base.glob("*.log")}
             assert time.monotonic() < deadline, f"no {nodes} nodes: {logs}"
@@ -92,7 +93,7 @@ class TwoNodes:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def launch(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def launch(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Python as the user would, in the user's directory."""
         return subprocess.run(
             [*self.inside("head"), sys.executable, *arguments],
@@ -100,7 +101,7 @@ class TwoNodes:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=HANG_SECONDS,
         )
 
     def begin(self, *arguments: str) -> subprocess.Popen[Any]:
@@ -130,7 +131,7 @@ def free_port() -> int:
 
 def _told_address(log: Path, port: int) -> str:
     """What the head says others should join it by, once it has said so."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while (found := re.search(rf"\d+\.\d+\.\d+\.\d+:{port}", log.read_text())) is None:
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_SECONDS
+
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 96
 CLASSES = 7
@@ -106,7 +108,7 @@ def _run_workers(specs, *, directory, world_size=1, search_path=None):
         for rank in range(world_size)
     ]
     try:
-        outputs = [process.communicate(timeout=240) for process in processes]
+        outputs = [process.communicate(timeout=HANG_SECONDS) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.waiting import HANG_SECONDS
+
 pytestmark = pytest.mark.all_cores
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,7 @@ def forker(tmp_path_factory):
         )
         yield process
         process.stdin.close()
-        assert process.wait(timeout=20) == 0, errors.read_text()[-4000:]
+        assert process.wait(timeout=HANG_SECONDS) == 0, errors.read_text()[-4000:]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from conf.groups import ModelConfig
 from conf.methods import FullMethod, LoraMethod
 from evaluation.models import locate
+from tests.waiting import HANG_SECONDS
 from training import memory
 from training.estimate import model_size
 from training.memory import Settings, block_bytes, memory_of
@@ -79,7 +80,7 @@ def measured(specs, directory, *, world_size):
     ]
     try:
         for process in processes:
-            error = process.communicate(timeout=280)[1]
+            error = process.communicate(timeout=HANG_SECONDS)[1]
             assert process.returncode == 0, error[-3000:]
     finally:
         for process in processes:

@@ -27,6 +27,7 @@ from evaluation.engines.endpoint_client import _retry_after
 from evaluation.engines.endpoint_hosted import HostedEngine
 from evaluation.engines.endpoint_store import AnswerStore, Reply
 from tests.evaluation.endpoint_server import Behaviour, answer_to, serving
+from tests.waiting import HANG_SECONDS
 
 PRICE = HostedPrice(
     input_usd_per_million=100.0,
@@ -261,7 +262,7 @@ def test_processes_share_a_ceiling(tmp_path: Path) -> None:
     processes = [context.Process(target=reserve_all, args=given) for _ in range(3)]
     for process in processes:
         process.start()
-    assert sum(found.get(timeout=60) for _ in processes) == 70
+    assert sum(found.get(timeout=HANG_SECONDS) for _ in processes) == 70
     for process in processes:
         process.join()
     assert Ceiling(tmp_path / "spend", limit_usd=70.5).reserve(0.6) is None

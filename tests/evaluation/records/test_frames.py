@@ -16,6 +16,7 @@ from evaluation.records.run_records import read_run as read_records
 from evaluation.report.latex import escaped, results_tex
 from evaluation.results.summary import summarise
 from tests.evaluation import fake_run
+from tests.waiting import HANG_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -100,5 +101,5 @@ def test_latex_compiles(root: Path, tmp_path: Path) -> None:
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
         cwd=tmp_path,
         check=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )

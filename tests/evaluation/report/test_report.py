@@ -18,6 +18,7 @@ from evaluation.report.files import ReportPaths, write_report
 from evaluation.report.html import script_json
 from evaluation.results.summary import summarise
 from tests.evaluation import fake_run
+from tests.waiting import HANG_SECONDS
 
 BROWSER = next(
     (b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None
@@ -295,7 +296,7 @@ def in_browser(tmp_path: Path, report: Path, *, width: int) -> dict[str, object]
         "--dump-dom",
         probe.as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=True)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     found = re.search(r'<pre id="out">(\{.*?\})</pre>', done.stdout, re.DOTALL)
     assert found, f"the page did not load: {done.stdout[:500]} {console}"

@@ -21,6 +21,7 @@ from conf.clusters import ClusterConfig
 from conf.errors import ClusterError
 from launch.elsewhere.copies import Copier, fetch_copy
 from launch.elsewhere.copy_store import MANIFEST, SHARED_BYTES, Store, check_copy_to
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = ["a" * 64, "b" * 64]
@@ -166,7 +167,7 @@ def test_a_store_that_hangs_is_given_up(run: Path) -> None:
     assert line is not None and "takes nothing since" in line
     Faulty.is_free.set()
     assert copier._thread is not None
-    copier._thread.join(timeout=60)  # it would write into the next test's store
+    copier._thread.join(timeout=HANG_SECONDS)  # it would write into the next test's store
 
 
 def test_a_run_that_was_killed_leaves_its_finished_jobs(run: Path, tmp_path: Path) -> None:
@@ -250,7 +251,7 @@ def test_a_run_goes_on_elsewhere_from_its_copy(tmp_path: Path) -> None:
             [*command, f"run.root={root}", f"cluster.copy_to={tmp_path}/store"],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=HANG_SECONDS,
             cwd=tmp_path,
         )
         assert found.returncode == 0, found.stdout + found.stderr

@@ -23,6 +23,7 @@ from conf.errors import ConfigError
 from launch.elsewhere.kuberay import RAY_VERSION, RayJob, manifest
 from launch.typed_elsewhere import arguments_of
 from tests.launch.two_nodes import two_nodes
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((Path(__file__).parent / "rayjob_schema.json").read_text(encoding="utf-8"))
@@ -182,7 +183,7 @@ def launched(
         env=env or dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
 
 
@@ -267,7 +268,7 @@ def test_the_entrypoint_runs_on_a_cluster_to_its_report(tmp_path: Path) -> None:
             env=cluster.environment | {"RAY_ADDRESS": cluster.gcs},  # Ray tells a job's driver
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=HANG_SECONDS,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert (storage / path.stem / "report.html").is_file()

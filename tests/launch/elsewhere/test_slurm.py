@@ -26,6 +26,7 @@ from conf.clusters import ClusterConfig, SlurmConfig, slurm_seconds
 from conf.errors import ClusterError, ConfigError
 from launch.elsewhere.slurm import Job, _queued, render
 from tests.launch.elsewhere.fake_slurm import DRIVER, PYTHON, SBATCH, SCONTROL, SRUN
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -163,7 +164,7 @@ def sleeping(tmp_path: Path, fakes: dict[str, str]) -> Job:
 def started(made: Job, env: dict[str, str]) -> subprocess.Popen[str]:
     """The batch job, once its driver runs."""
     batch = subprocess.Popen(["bash", str(made.script)], env=env, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_SECONDS
     while not (made.code / "launch.py.started").exists():
         assert time.monotonic() < deadline and batch.poll() is None
         time.sleep(0.05)
@@ -176,13 +177,17 @@ def test_before_the_limit_it_saves_and_queues_itself_again(
     """A driver and a Ray that only wait: signal, saved state, requeue, and then the end."""
     first = started(sleeping, fakes)
     first.send_signal(signal.SIGUSR1)
-    said = first.communicate(timeout=60)[0]
+    said = first.communicate(timeout=HANG_SECONDS)[0]
     assert "goes on from there" in said
     assert Path(fakes["FAKE_LOG"]).read_text() == f"requeue {fakes['SLURM_JOB_ID']}\n"
     assert not list(sleeping.notes.glob("*.token"))
     alone = {**fakes, "SLURM_NNODES": "1"}
     again = subprocess.run(
-        ["bash", str(sleeping.script)], env=alone, capture_output=True, text=True, timeout=60
+        ["bash", str(sleeping.script)],
+        env=alone,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
     )
     assert (again.returncode, again.stdout) == (0, "went on from step 7\n")
     assert Path(fakes["FAKE_LOG"]).read_text().count("requeue") == 1
@@ -196,7 +201,7 @@ def test_cancelled_it_saves_and_is_over(sleeping: Job, fakes: dict[str, str]) ->
     batch.terminate()
     for task in Path(fakes["FAKE_LOG"] + ".tasks").read_text().split():
         os.kill(int(task), signal.SIGTERM)
-    batch.communicate(timeout=60)
+    batch.communicate(timeout=HANG_SECONDS)
     assert batch.returncode != 0
     assert (sleeping.code / "launch.py.state").read_text() == "step 7"
     assert not Path(fakes["FAKE_LOG"]).exists()  # not queued again
@@ -209,7 +214,9 @@ def test_a_ray_that_dies_on_a_node_starts_again(
     """The node's task outlives its Ray, else srun would end the run; its own end is in time."""
     (tmp_path / "python.dies").touch()
     env = {**fakes, "SLURM_CPUS_PER_TASK": "1"}
-    done = subprocess.run(["bash", str(sleeping.script)], env=env, timeout=100, check=False)
+    done = subprocess.run(
+        ["bash", str(sleeping.script)], env=env, timeout=HANG_SECONDS, check=False
+    )
     assert done.returncode == 0
     assert (tmp_path / "python.joined").read_text() == "joined\n" * 2
     asked = Path(fakes["FAKE_LOG"] + ".srun").read_text()
@@ -252,7 +259,7 @@ def launched(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProces
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
 
 
@@ -295,14 +302,13 @@ def test_written_only_with_the_command_that_queues_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.all_cores
-@pytest.mark.timeout(600)
 def test_the_script_runs_a_run_to_its_report_on_two_nodes(
     tmp_path: Path, fakes: dict[str, str]
 ) -> None:
     overrides = (*CPU, "cluster.nodes=2", "tracking=none", f"run.root={tmp_path / 'runs'}")
     done = launched("+exp=smoke", *overrides, env=fakes)
     assert done.returncode == 0, done.stdout + done.stderr
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + HANG_SECONDS
     out = Path(fakes["FAKE_LOG"] + ".out")
     while not (reports := list((tmp_path / "runs").glob("*/report.html"))):
         assert time.monotonic() < deadline, out.read_text()[-3000:]

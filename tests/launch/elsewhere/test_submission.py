@@ -18,6 +18,7 @@ from conf.errors import ClusterError
 from launch.elsewhere import submission
 from launch.elsewhere.submission import Submission, fetch, last_attempt, submitted
 from tests.launch.two_nodes import ROOT, TwoNodes, two_nodes
+from tests.waiting import HANG_SECONDS
 
 LAUNCH = str(ROOT / "launch.py")
 SMOKE = (LAUNCH, "+exp=smoke")
@@ -106,16 +107,15 @@ TRAINING = (
 
 @pytest.mark.slow
 @pytest.mark.all_cores
-@pytest.mark.timeout(900)
 def test_a_detached_training_outlives_its_terminal_and_a_node(nodes: TwoNodes):
     terminal = nodes.begin(*TRAINING, *nodes.overrides)
     log = nodes.base / "user.log"
     _until(lambda: re.search(r"train:lora [1-9]\d+/", log.read_text()), "steps")
     terminal.send_signal(signal.SIGINT)
-    assert terminal.wait(timeout=30) == 130
+    assert terminal.wait(timeout=HANG_SECONDS) == 130
     run = re.search(r"launch\.attach outputs/(\S+)", log.read_text()).group(1)
     nodes.kill("second")
-    attached = nodes.launch("-m", "launch.attach", f"outputs/{run}", timeout=400)
+    attached = nodes.launch("-m", "launch.attach", f"outputs/{run}")
     assert attached.returncode == 0, attached.stdout[-3000:]
     assert "attempt 1 lost" in attached.stdout
     assert _steps(nodes, run) == list(range(1, 1201))  # 150 epochs of 8 steps, each once
@@ -125,7 +125,6 @@ def test_a_detached_training_outlives_its_terminal_and_a_node(nodes: TwoNodes):
 
 @pytest.mark.slow
 @pytest.mark.all_cores
-@pytest.mark.timeout(900)
 def test_a_repeated_submission_attaches_and_a_stopped_one_goes_on(nodes: TwoNodes):
     if "second" not in nodes.processes:
         nodes.add_node("second", 1)
@@ -141,8 +140,8 @@ def test_a_repeated_submission_attaches_and_a_stopped_one_goes_on(nodes: TwoNode
     run = re.search(r"Submitted as (\S+)-1 to", log.read_text()[start:]).group(1)
     stopped = nodes.launch("-m", "launch.stop", f"outputs/{run}")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert second.wait(timeout=60) == 130
-    third = nodes.launch(*command, timeout=400)
+    assert second.wait(timeout=HANG_SECONDS) == 130
+    third = nodes.launch(*command)
     assert third.returncode == 0, third.stdout[-3000:]
     steps = [
         json.loads(t)["step"]
@@ -164,8 +163,8 @@ def _steps(nodes: TwoNodes, run: str) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def _until(happened: Any, what: str, *, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
+def _until(happened: Any, what: str) -> None:
+    deadline = time.monotonic() + HANG_SECONDS
     while not happened():
-        assert time.monotonic() < deadline, f"no {what} within {seconds} s"
+        assert time.monotonic() < deadline, f"no {what}"
         time.sleep(0.5)

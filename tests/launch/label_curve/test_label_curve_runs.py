@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from evaluation.records.run_records import read_run
+from tests.waiting import HANG_SECONDS
 
-pytestmark = [pytest.mark.all_cores, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.all_cores, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[3]
 ASKED = (
@@ -39,7 +40,7 @@ def test_a_curve_of_real_trainings_goes_on_after_a_kill(tmp_path: Path) -> None:
         assert first.poll() is None, "it ended before it trained"
         os.killpg(first.pid, signal.SIGKILL)
     done = subprocess.run(
-        command(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=800
+        command(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "r/results.json").read_text())
@@ -65,6 +66,6 @@ def test_a_curve_of_real_trainings_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert points["linear_probe", 8]["fixed_device_seconds"] > 0
     assert points["lora", 16]["request_usd"]["value"] > 0
     again = subprocess.run(
-        command(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300
+        command(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert again.returncode == 0 and "0 jobs to run" in again.stdout

@@ -13,6 +13,7 @@ import pytest
 from conf.errors import Refused
 from launch.compose import compose_config
 from launch.preflight import check
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.all_cores
@@ -43,7 +44,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         env=os.environ | {"SOME_API_KEY": FROM_ENVIRONMENT, "MY_SECRET": FROM_ENVIRONMENT},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return here, done.stdout + done.stderr

@@ -16,8 +16,9 @@ import pytest
 from conf.hashing import plain
 from evaluation.records.run_records import RunRecords, read_run
 from evaluation.records.search_records import SearchRecords
+from tests.waiting import HANG_SECONDS
 
-pytestmark = [pytest.mark.all_cores, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.all_cores, pytest.mark.slow, pytest.mark.faults]
 
 ROOT = Path(__file__).resolve().parents[3]
 TYPED = [
@@ -37,7 +38,7 @@ def command(root: Path, *overrides: str) -> list[str]:
 
 def launch(root: Path, *overrides: str) -> str:
     done = subprocess.run(
-        command(root, *overrides), capture_output=True, text=True, timeout=900, cwd=root
+        command(root, *overrides), capture_output=True, text=True, timeout=HANG_SECONDS, cwd=root
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -61,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search whose driver was killed after its first rung, and whose command came again."""
     root = tmp_path_factory.mktemp("legs")
     process = subprocess.Popen(command(root, *SEARCH), stdout=subprocess.DEVNULL, cwd=root)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + HANG_SECONDS
     while not any(line["event"] == "rung_decided" for line in journal(root / "r")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

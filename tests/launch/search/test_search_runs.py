@@ -18,6 +18,7 @@ from conf.hashing import plain
 from evaluation.records.run_records import RunRecords, read_run
 from evaluation.records.search_records import SearchRecords
 from launch.finished import find_arm
+from tests.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.all_cores
 
@@ -36,7 +37,7 @@ def command(root: Path, *overrides: str) -> list[str]:
 
 def launch(root: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(root, *overrides), capture_output=True, text=True, timeout=280, cwd=root
+        command(root, *overrides), capture_output=True, text=True, timeout=HANG_SECONDS, cwd=root
     )
 
 
@@ -155,7 +156,7 @@ def started_until(root: Path, *, rung: int) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         command(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=root
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_SECONDS
     while rung_of_stream(root) < rung and time.monotonic() < deadline:
         assert process.poll() is None, process.stdout and process.stdout.read().decode()
         time.sleep(0.02)
@@ -196,7 +197,7 @@ def test_a_killed_worker_is_tried_again_and_decides_alike(root: Path, tmp_path: 
         if "ray::fit_here" in " ".join(child.cmdline())
     ]
     worker.kill()
-    text = process.communicate(timeout=280)[0].decode()
+    text = process.communicate(timeout=HANG_SECONDS)[0].decode()
     assert process.returncode == 0, text
     assert "search:lora: attempt 1 lost" in text
     check_alike(tmp_path / "r", root / "r")

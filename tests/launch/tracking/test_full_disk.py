@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_SECONDS
+
 pytestmark = [pytest.mark.slow, pytest.mark.all_cores]
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,7 +28,12 @@ def test_a_full_disk_for_the_mirror_loses_nothing_else(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path
+            command,
+            capture_output=True,
+            text=True,
+            timeout=HANG_SECONDS,
+            env=environment,
+            cwd=tmp_path,
         )
     finally:
         subprocess.run(["umount", "-l", str(run / "wandb")], check=True)

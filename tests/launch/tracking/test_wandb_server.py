@@ -15,10 +15,11 @@ import pytest
 
 from tests.launch.tracking.wandb_log import history
 from tests.launch.tracking.wandb_server import WandbServer
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "canary0123456789abcdef0123456789abcdef01"
-pytestmark = [pytest.mark.slow, pytest.mark.all_cores, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.all_cores]
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def assert_nothing_leaks(server: WandbServer, root: Path) -> None:
 
 
 def wait_for_rows(server: WandbServer, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_SECONDS
     while server.num_rows() < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
@@ -81,7 +82,7 @@ def wait_for_rows(server: WandbServer, process: subprocess.Popen[str]) -> None:
 
 def test_all_rows_arrive_and_one_alert(server: WandbServer, tmp_path: Path) -> None:
     process = start(server, tmp_path)
-    text = process.communicate(timeout=200)[0]
+    text = process.communicate(timeout=HANG_SECONDS)[0]
     assert process.returncode == 0 and "W&B" not in text, text
     assert_whole(server, tmp_path)
     assert_nothing_leaks(server, tmp_path)
@@ -92,7 +93,7 @@ def test_all_rows_arrive_and_one_alert(server: WandbServer, tmp_path: Path) -> N
 
 def test_a_budget_that_is_reached_sends_a_warning(server: WandbServer, tmp_path: Path) -> None:
     process = start(server, tmp_path, "budget.max_wall_seconds=0.01")
-    process.communicate(timeout=200)
+    process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 3
     (alert,) = server.alerts
     assert (alert["title"], alert["severity"]) == ("r has reached its budget", "WARN")
@@ -105,7 +106,7 @@ def test_a_server_that_goes_away_loses_no_row(
     process = start(server, tmp_path)
     wait_for_rows(server, process)
     getattr(server, fault)()
-    text = process.communicate(timeout=200)[0]
+    text = process.communicate(timeout=HANG_SECONDS)[0]
     assert process.returncode == 0 and "Traceback" not in text, text
     assert f"wandb sync --no-skip-online {tmp_path}/r/wandb/run-*" in text
     server.come_back()
@@ -115,6 +116,6 @@ def test_a_server_that_goes_away_loses_no_row(
             env=environment(server),
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=HANG_SECONDS,
         )
     assert_whole(server, tmp_path)
