@@ -9,9 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+# Most of a record. Asked first, for to ask what else a value may be takes long: a SampleRecord takes
+# 28 microseconds instead of 131.
+_LEAVES = frozenset((type(None), bool, int, float, str))
+
 
 def plain(value: Any) -> Any:
     """Dataclasses, enums, paths and tuples as the JSON values they are written as."""
+    if type(value) in _LEAVES:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):

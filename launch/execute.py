@@ -6,11 +6,11 @@ rows is light and happens here.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ from training.job import CHECKPOINT_FILE, FINAL, TrainJob, checkpoint_directory
 # What is computed in the driver's own threads is done by one of them at a time: two that import
 # transformers at once fail, and output is redirected for the whole process.
 _IN_THIS_PROCESS = threading.Lock()
+PARTS_AHEAD = 16  # of 0.2 s each; an evaluator that is faster than the driver writes waits
 
 
 @dataclass(kw_only=True, slots=True)
@@ -192,11 +193,12 @@ class Executor(JobContext):
             yield from self._told_choice(job)
         actor = self.evaluators.borrow(work.actors)
         is_alive = False
-        correct: list[float] = []
+        correct = array("d")  # 8 bytes an item
         try:
             for event in _stream(actor.answer, work):
-                if isinstance(event, SampleRecord) and job.kind == "curve":
-                    correct += [event.score] if event.score is not None else []
+                is_point = isinstance(event, SampleRecord) and job.kind == "curve"
+                if is_point and event.score is not None:
+                    correct.append(event.score)
                 if isinstance(event, AnswerRule) and work.step is not None:
                     yield from self._final_point(job, work, event)
                 yield event
@@ -211,13 +213,12 @@ class Executor(JobContext):
         base, directory = self._work(job), self.directory(job)
         sweep = self.config.sweep
         work = workers.SearchWork(
-            base=dataclasses.replace(base, done=()),
+            base=base,
             trials=self.searches[base.arm.name],
             halving=sweep.halving,
             budget=sweep.budget,
             seed=sweep.seed,
             state_path=directory.path.resolve() / STATE,
-            done=tuple(directory.events()),
         )
         actor, is_alive = self.evaluators.borrow(base.actors), False
         try:
@@ -258,8 +259,8 @@ class Executor(JobContext):
             if checkpoint is not None
             else None,
             usd_per_device_second=self.config.pricing.usd_per_device_second,
-            done=tuple(e for e in self.directory(job).events() if isinstance(e, SampleRecord)),
             log_path=self.log_directory(job) / "0.log",
+            records_path=self.directory(job).records_path.resolve(),
             actors=engine_actors(arm, self.machine),
             kernels_impl=self.config.kernels.impl.name,
             endpoint=self.endpoint_of(arm),
@@ -327,11 +328,12 @@ class Executor(JobContext):
 def _stream(method: Any, work: workers.AnswerWork | workers.SearchWork) -> Iterator[Any]:
     import ray
 
-    for reference in method.options(num_returns="streaming").remote(work):
+    options = {"num_returns": "streaming", "_generator_backpressure_num_objects": PARTS_AHEAD}
+    for reference in method.options(**options).remote(work):
         yield from ray.get(reference)
 
 
-def _measured(values: list[float]) -> Measured:
+def _measured(values: Sequence[float]) -> Measured:
     if all(v in (0.0, 1.0) for v in values):
         return wilson(sum(values), len(values))
     return mean_interval(values)

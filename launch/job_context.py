@@ -18,12 +18,13 @@ from evaluation.models import ModelPlace
 from evaluation.tasks import Task
 from launch.budget import Budget
 from launch.checkpoints import best_point, point_checkpoint
+from launch.jsonl import read_lines
 from launch.placement import Machine
 from launch.planned import Job, Plan
 from launch.search.leg_search import EventsOf, LegSearch
 from launch.search.messages import chosen, chosen_arm
 from launch.search.trials import Trial
-from launch.store import JobDirectory, read_lines
+from launch.store import JobDirectory
 from training.job import checkpoint_directory
 
 SETS = {

@@ -20,9 +20,10 @@ from evaluation.records.run_records import RunRecords, read_run
 from evaluation.results.arm_summary import ArmSummary, Settings, summarise_arm
 from evaluation.results.item_intervals import ItemRule
 from evaluation.statistics.clusters import sources_of
+from launch.jsonl import read_lines
 from launch.planned import Job
 from launch.preflight import Checked
-from launch.store import RunDirectory, read_lines
+from launch.store import RunDirectory
 from launch.waves import waves_of
 
 JUDGED = "wave_judged"

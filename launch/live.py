@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +28,8 @@ class _Arm:
 
     tokens: int = 0
     device_seconds: float = 0.0
-    scores: list[float] = field(default_factory=list)
+    score_sum: float = 0.0
+    num_scores: int = 0
     progress: Progress | None = None
     note: str = ""
 
@@ -94,8 +95,9 @@ class Live:
         elif isinstance(event, CurvePoint) and event.value.value is not None:
             arm.note = f"{event.metric} {event.value.value:.3f} at step {event.step}"
         elif isinstance(event, SampleRecord) and event.score is not None and event.set == "test":
-            arm.scores.append(event.score)
-            arm.note = f"score {sum(arm.scores) / len(arm.scores):.3f}, n {len(arm.scores)}"
+            arm.score_sum += event.score
+            arm.num_scores += 1
+            arm.note = f"score {arm.score_sum / arm.num_scores:.3f}, n {arm.num_scores}"
         elif isinstance(event, LedgerLine) and state.job.kind not in STEPPING_KINDS:
             arm.tokens += event.tokens
             arm.device_seconds += event.device_seconds
@@ -152,7 +154,7 @@ class Live:
             arm=name,
             state=status,
             progress=progress,
-            metric=_metric(arm.scores),
+            metric=_metric(arm),
             tokens=arm.tokens or None,
             seconds=self._seconds(name) or None,
             usd=None if self._price is None else (arm.device_seconds * self._price or None),
@@ -190,5 +192,5 @@ def row_of(job: Job) -> str:
     return (job.arm or SHARED).partition("@")[0]
 
 
-def _metric(scores: list[float]) -> Measured | None:
-    return wilson(sum(scores), len(scores)) if scores else None
+def _metric(arm: _Arm) -> Measured | None:
+    return wilson(arm.score_sum, arm.num_scores) if arm.num_scores else None

@@ -158,7 +158,8 @@ class Kept:
     """
 
     def __init__(self, target: Path, *, key: str) -> None:
-        from launch.store import Lines, read_lines, write_atomically
+        from launch.jsonl import Lines, read_lines
+        from launch.store import write_atomically
 
         self._path = target.with_name(f".{target.name}.answers.jsonl")
         lines = list(read_lines(self._path))

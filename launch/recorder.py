@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,10 @@ class Recorder:
     hardware: str
     _jobs: dict[str, JobDirectory] = field(default_factory=dict)
     _steps: dict[str, Steps] = field(default_factory=dict)
-    # What earlier invocations paid: by job, so that this one's expenses are told apart.
+    # What earlier invocations paid, so that this one's expenses are told apart. By job: the records
+    # of one that steps; of another, how many of its first ones, which may be a million.
     _paid: dict[str, set[Paid]] = field(default_factory=dict)
+    _num_paid: dict[str, int] = field(default_factory=dict)
     # Jobs of which an earlier attempt announced rows that its records may not tell of.
     _interrupted: set[str] = field(default_factory=set)
     # The last step sent to the tracker, by job and trial.
@@ -67,33 +68,52 @@ class Recorder:
         """Journal the start; what earlier attempts did and spent comes back."""
         job = state.job
         directory = JobDirectory(self.checked.root, job.key)
-        kept = directory.begin(keeps_records=job.kind in RESUMABLE)
+        directory.begin(keeps_records=job.kind in RESUMABLE)
         self._jobs[job.id] = directory
         if announced_rows(directory.rows):
             self._interrupted.add(job.id)
-        is_ended = any(isinstance(e, TrainSummary) for e in kept)
-        if job.kind not in STEPPING_KINDS or is_ended:
-            kept += self._untold(job, directory)
+        is_stepping = job.kind in STEPPING_KINDS
+        if not is_stepping or any(isinstance(e, TrainSummary) for e in directory.events()):
+            self._untold(job, directory)
         clear_job_error(self.run.path / "logs", job.id)
         self.run.journal("job_started", job=job.id, arm=job.arm, data={"attempt": state.attempts})
         if state.attempts == 1:
-            self._paid[job.id] = {e for e in kept if isinstance(e, Paid)}
-            self.budget.begin_job(job.key, paid_device_seconds(job, kept))
-        for event in kept:
+            self._note_paid(job, directory)
+        steps, of_trials = [], []
+        for number, event in enumerate(directory.events()):
             # The bill is stated anew with each start; this invocation's own records are there.
             if isinstance(event, LedgerLine) or state.attempts == 1:
-                self._show(event, job)
-        if job.kind in STEPPING_KINDS:
-            self._resume_steps(state, [e for e in kept if isinstance(e, TrainRecord)])
-        for event in kept if state.attempts == 1 else ():
-            if isinstance(event, OF_TRIALS):
-                shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
-                self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
+                self._show(event, job, number=number)
+            if is_stepping and isinstance(event, TrainRecord):
+                steps.append(event)
+            elif isinstance(event, OF_TRIALS):
+                of_trials.append(event)
+        if is_stepping:
+            self._resume_steps(state, steps)
+        for event in of_trials if state.attempts == 1 else ():
+            shown = renamed(event, job=job.id, arm=job.arm, is_reused=True)
+            self.tracker.event(job.arm, shown, job_seconds=0.0, devices=job.devices)
 
-    def _show(self, event: Any, job: Job) -> None:
-        """Put a record into the run directory; a training's steps are written by themselves."""
+    def _note_paid(self, job: Job, directory: JobDirectory) -> None:
+        """What earlier invocations left of a job is paid."""
+        is_stepping = job.kind in STEPPING_KINDS
+        paid: set[Paid] = set()
+        num_kept, device_seconds = 0, 0.0
+        for event in directory.events():
+            num_kept += 1
+            device_seconds += paid_device_seconds(job, event)
+            if is_stepping and isinstance(event, Paid):
+                paid.add(event)
+        self._paid[job.id] = paid
+        self._num_paid[job.id] = 0 if is_stepping else num_kept
+        self.budget.begin_job(job.key, device_seconds)
+
+    def _show(self, event: Any, job: Job, *, number: int) -> None:
+        """Put a job's record of this number into the run directory, but for steps, see Steps."""
         if not isinstance(event, TrainRecord):
-            is_paid = isinstance(event, LedgerLine) and event in self._paid[job.id]
+            is_paid = isinstance(event, LedgerLine) and (
+                number < self._num_paid[job.id] or event in self._paid[job.id]
+            )
             shown = renamed(event, job=job.id, arm=job.arm, is_reused=is_paid)
             self.run.append(shown, job=job.id, arm=job.arm)
 
@@ -284,17 +304,18 @@ class Recorder:
 
     def _bill_unfinished(self, job: Job, directory: JobDirectory) -> None:
         """State what a job that did not finish has spent; a later one states it anew."""
-        stated = list(directory.events())
-        if job.kind in STEPPING_KINDS:
+        is_stepping = job.kind in STEPPING_KINDS
+        stated = list(directory.events()) if is_stepping else []
+        if is_stepping:
             directory.take_in_streams()
         untold = self._untold_line(job, directory)
         if untold is not None:
             self.run.append(untold, job=job.id, arm=job.arm)
-        if job.kind not in STEPPING_KINDS:
+        if not is_stepping:
             return
-        for event in directory.events():
+        for number, event in enumerate(directory.events()):
             if isinstance(event, LedgerLine) and event not in stated:
-                self._show(event, job)
+                self._show(event, job, number=number)
         if job.kind in ("search", LEG):
             for line in self._search_lines(job):
                 self.run.append(line, job=job.id, arm=job.arm)
@@ -313,16 +334,12 @@ class Recorder:
         ask_to_stop(JobDirectory(self.checked.root, job.key).points)
 
 
-def paid_device_seconds(job: Job, kept: Iterable[Any]) -> float:
-    """What the records of earlier attempts took: a training's steps, redone ones, others' bills."""
+def paid_device_seconds(job: Job, event: Any) -> float:
+    """What a record kept from before took: of a training a step or redone ones, else a bill."""
     is_training = job.kind in STEPPING_KINDS
-    steps = (TrainRecord, RungRecord) if is_training else ()
-    return sum(
-        e.device_seconds
-        for e in kept
-        if isinstance(e, steps)
-        or (isinstance(e, LedgerLine) and (not is_training or e.purpose == "redone"))
-    )
+    is_step = is_training and isinstance(event, TrainRecord | RungRecord)
+    is_bill = isinstance(event, LedgerLine) and (not is_training or event.purpose == "redone")
+    return float(event.device_seconds) if is_step or is_bill else 0.0
 
 
 def show_checkpoints(checked: Checked, run: RunDirectory, job: Job) -> None:

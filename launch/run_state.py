@@ -11,9 +11,9 @@ from typing import Any
 from conf.errors import DataError
 from conf.records import JournalEvent, from_dict
 from conf.run_groups import PricingConfig
+from launch.jsonl import read_lines
 from launch.logs.errors_file import JobError, job_error, log_name, workers_of_job
 from launch.spending import Spent, read_spent
-from launch.store import read_lines
 
 STATES = {
     "job_started": "running",

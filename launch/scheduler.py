@@ -16,6 +16,9 @@ from typing import Any, Protocol
 from launch.planned import Job, Plan
 
 TICK_SECONDS = 0.25
+# Events that wait to be written. A job that is faster than the one writer waits, or what it has
+# told would pile up here: 1.5 kB a record.
+MAX_WAITING_EVENTS = 256
 MAX_ATTEMPTS = 3  # in a row, of which none got further than one before
 
 
@@ -94,17 +97,23 @@ class Scheduler:
     why_cancelled: Callable[[Job], str | None] = lambda job: None
     states: dict[str, JobState] = field(default_factory=dict)
     stop_reason: str | None = None
-    _queue: queue.SimpleQueue[tuple[str, JobState, Any]] = field(default_factory=queue.SimpleQueue)
+    _queue: queue.Queue[tuple[str, JobState, Any]] = field(
+        default_factory=lambda: queue.Queue(MAX_WAITING_EVENTS)
+    )
+    _is_ended: bool = False
 
     def run(self) -> dict[str, JobState]:
         """Run until every job is over; returns the state of each."""
         for job in self.plan.jobs:
             self.states[job.id] = JobState(job=job)
-        while not all(s.is_over for s in self.states.values()):
-            self._skip_hopeless()
-            self._start_ready()
-            self._drain()
-            self.listener.on_tick(self.states)
+        try:
+            while not all(s.is_over for s in self.states.values()):
+                self._skip_hopeless()
+                self._start_ready()
+                self._drain()
+                self.listener.on_tick(self.states)
+        finally:
+            self._is_ended = True
         return self.states
 
     def _running(self) -> list[JobState]:
@@ -185,17 +194,29 @@ class Scheduler:
     def _drive(self, state: JobState) -> None:
         try:
             for event in self.run_job(state.job):
-                self._queue.put(("event", state, event))
+                self._put("event", state, event)
         except BaseException as error:  # noqa: BLE001 - reported to the main thread, which decides
-            self._queue.put(("end", state, error))
+            self._put("end", state, error)
         else:
-            self._queue.put(("end", state, None))
+            self._put("end", state, None)
+
+    def _put(self, kind: str, state: JobState, value: Any) -> None:
+        """Hand over to the main thread when it has room; what comes after its end is dropped."""
+        while not self._is_ended:
+            try:
+                self._queue.put((kind, state, value), timeout=TICK_SECONDS)
+            except queue.Full:
+                continue
+            return
 
     def _drain(self) -> None:
-        """Handle events until the queue is empty, waiting at most one tick for the first."""
+        """Handle events for one tick, or until a job ends.
+
+        Not until the queue is empty: a job can tell more than is written, and budgets and Ctrl-C
+        are looked at between ticks.
+        """
         deadline = time.monotonic() + TICK_SECONDS
-        while True:
-            wait = max(0.0, deadline - time.monotonic())
+        while (wait := deadline - time.monotonic()) > 0:
             try:
                 kind, state, value = self._queue.get(timeout=wait)
             except queue.Empty:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conf.records import to_dict
-from launch.store import read_lines
+from launch.jsonl import cut_broken_line, read_lines
 
 SPENT_FILE = "spent.jsonl"
 # So much of the time that a killed invocation ran may be missing from max_wall_seconds.
@@ -43,12 +43,11 @@ def read_spent(run: Path) -> Spent | None:
     path = run / SPENT_FILE
     if not path.is_file():
         return None
-    lines = list(read_lines(path))
-    return Spent(
-        device_seconds=sum(line["device_seconds"] for line in lines),
-        hosted_usd=sum(line["hosted_usd"] for line in lines),
-        wall_seconds=sum(line["wall_seconds"] for line in lines),
-    )
+    sums = dict.fromkeys(("device_seconds", "hosted_usd", "wall_seconds"), 0.0)
+    for line in read_lines(path):
+        for name in sums:
+            sums[name] += line[name]
+    return Spent(**sums)
 
 
 @dataclass(slots=True)
@@ -67,9 +66,7 @@ class Spending:
     def __post_init__(self) -> None:
         """Read what is there, without a line that a kill cut off."""
         path = self.run / SPENT_FILE
-        if path.exists():
-            text = path.read_bytes()
-            path.write_bytes(text[: text.rfind(b"\n") + 1])
+        cut_broken_line(path)
         self.before = read_spent(self.run) or Spent()
         by_job: defaultdict[str, float] = defaultdict(float)
         for line in read_lines(path):

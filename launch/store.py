@@ -43,6 +43,8 @@ from conf.sweep_records import (
     TrialRecord,
 )
 from launch.attempts import discard_stream, each_step_once, left_streams, rows_dir, taken_in
+from launch.jsonl import Lines, cut_broken_line, read_lines
+from launch.written_prompts import WrittenPrompts
 
 Event = (
     SampleRecord
@@ -59,6 +61,7 @@ Event = (
     | SweepChoice
     | JournalEvent
 )
+STEP_LINES = tuple(f'{{"type": "{of.__name__}"' for of in (TrainRecord, RungRecord))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -77,33 +80,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
-class Lines:
-    """An append-only JSONL file; each line is flushed to the kernel before `append` returns."""
+def read_events(path: Path) -> Iterator[Event]:
+    """A job's records in order; each training step and rung once, for which all are read at once.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: IO[str] = path.open("a", encoding="utf-8")
-
-    def append(self, value: Any) -> None:
-        """Write one line."""
-        self._stream.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """Flush to the disk and close."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+    Those of a job without steps come one at a time, so that any number of them takes no memory.
+    """
+    lines = read_lines(path)
+    events: Iterator[Any] = (from_dict(RECORD_TYPES[line["type"]], line) for line in lines)
+    yield from each_step_once(events) if _has_steps(path) else events
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """All whole lines of a JSONL file; a last line cut off by a killed writer is left out."""
+def _has_steps(path: Path) -> bool:
     if not path.exists():
-        return
+        return False
     with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            if line.endswith("\n"):
-                yield json.loads(line)
+        return any(line.startswith(STEP_LINES) for line in stream)
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -144,24 +135,23 @@ class JobDirectory:
         """Where the processes of all attempts announce their rows, see conf/row_meter.py."""
         return rows_dir(self.points)
 
-    def begin(self, *, keeps_records: bool) -> list[Event]:
-        """Start an attempt; returns what stays from a killed one.
+    def begin(self, *, keeps_records: bool) -> None:
+        """Start an attempt; `events` are then what stays from a killed one.
 
         keeps_records: the job goes on from its records, so they all stay; otherwise it starts
         again, and only what the killed attempt spent stays, as `redone`. A job that is marked whole
         and yet starts has lost its files: it starts again.
         """
         if not keeps_records or self.done() is not None:
-            kept: list[Event] = [*self._lost_work()]
+            kept = self._lost_work()
             self._clear()
             self._lines = Lines(self.records_path)
             for line in kept:
                 self.append(line)
-            return kept
-        self._cut_broken_line()
+            return
+        cut_broken_line(self.records_path)
         self.take_in_streams()
         self._lines = Lines(self.records_path)
-        return list(self.events())
 
     def _clear(self) -> None:
         """Remove all but the rows that were announced: they were computed all the same."""
@@ -189,14 +179,6 @@ class JobDirectory:
             write_atomically(self.records_path, text)
         discard_stream(stream)
 
-    def _cut_broken_line(self) -> None:
-        """Take off a last line that a killed writer left half written."""
-        if self.records_path.exists():
-            text = self.records_path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            if whole != text:
-                self.records_path.write_bytes(whole)
-
     def append(self, event: Event) -> None:
         """Keep one record of the running attempt."""
         assert self._lines is not None, "begin() comes first"
@@ -221,29 +203,28 @@ class JobDirectory:
             self._lines = None
 
     def events(self) -> Iterator[Event]:
-        """The job's records in order, each training step once."""
-        lines = read_lines(self.records_path)
-        yield from each_step_once(from_dict(RECORD_TYPES[line["type"]], line) for line in lines)
+        """The job's records, see `read_events`."""
+        return read_events(self.records_path)
 
     def _lost_work(self) -> list[LedgerLine]:
         """Bill a killed attempt from its records: tokens computed, seconds between its lines."""
-        lines = list(read_lines(self.records_path))
-        if not lines:
-            return []
-        redone = [line for line in lines if line.get("purpose") == "redone"]
-        kept = [from_dict(LedgerLine, line) for line in redone]
-        tokens = sum(line.get("computed_tokens") or 0 for line in lines)
-        tokens += sum(line["tokens"] for line in lines if line["type"] == "TrainRecord")
-        if tokens:
-            arm = next((line["arm"] for line in lines if line.get("arm")), None)
-            seconds = lines[-1]["time"] - lines[0]["time"]
+        kept: list[LedgerLine] = []
+        tokens, arm, first, last = 0, None, None, 0.0
+        for line in read_lines(self.records_path):
+            if line.get("purpose") == "redone":
+                kept.append(from_dict(LedgerLine, line))
+            tokens += line.get("computed_tokens") or 0
+            tokens += line["tokens"] if line["type"] == "TrainRecord" else 0
+            arm = arm or line.get("arm")
+            first, last = line["time"] if first is None else first, line["time"]
+        if first is not None and tokens:
             kept.append(
                 LedgerLine(
                     job=self.key[:8],
                     arm=arm,
                     purpose="redone",
                     tokens=tokens,
-                    device_seconds=seconds,
+                    device_seconds=last - first,
                 )
             )
         return kept
@@ -257,7 +238,7 @@ class RunDirectory:
         self.path = root / name
         self._lock: IO[str] | None = None
         self._files: dict[Path, Lines] = {}
-        self._prompts: set[tuple[str, str]] = set()
+        self._prompts = WrittenPrompts()
 
     def open(self) -> None:
         """Create and lock the directory; clear what is rebuilt from jobs. Raises ClusterError."""
@@ -332,8 +313,7 @@ class RunDirectory:
         elif isinstance(event, CurvePoint):
             self._append(arm_directory / "curve.jsonl", event)
         elif isinstance(event, PromptText):
-            if (event.arm, event.prompt_sha256) not in self._prompts:
-                self._prompts.add((event.arm, event.prompt_sha256))
+            if self._prompts.add(event.arm, event.prompt_sha256):
                 self._append(self.path / "prompts.jsonl", event)
         elif isinstance(event, JournalEvent):
             self._append(self.path / "journal.jsonl", dataclasses.replace(event, job=job))

@@ -6,6 +6,7 @@ launch/train_workers.py has the trainings.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from evaluation.tasks import Task
 from launch.logs.worker_log import STALLED_SECONDS, beat, logged
 from launch.placement import Machine, devices_per_actor, dtype_name
 from launch.search.trials import Trial
+from launch.store import read_events
 
 if TYPE_CHECKING:
     from launch.sharded_engine import EngineSpec
@@ -50,8 +52,10 @@ class AnswerWork:
     rule: AnswerRule | None
     num_labels: int | None  # labelled rows that the checkpoint was trained on
     usd_per_device_second: float | None
-    done: tuple[SampleRecord, ...]  # of a killed attempt
     log_path: Path
+    done: tuple[SampleRecord, ...] = ()  # what is answered already
+    # Where a job's records lie: what a killed attempt answered is read there by who needs it.
+    records_path: Path | None = None
     actors: int = 1  # engine processes; 1: the evaluator's own; 0: the model is hosted elsewhere
     kernels_impl: str = "auto"
     endpoint: EndpointPlace | None = None  # of a hosted engine
@@ -67,7 +71,7 @@ class SearchWork:
 
     base: how the arm answers; its sets, rule and done play no part. trials: all of them, which
     share the base's engine and model. state_path: answers between attempts, in the job's directory.
-    done: records of a killed attempt.
+    done: records of a killed attempt, beside those at the base's records_path.
     """
 
     base: AnswerWork
@@ -111,9 +115,8 @@ class Evaluator:
                 rule=work.rule,
                 is_sample=work.is_sample,
             )
-            answers = evaluate(
-                job, task=work.task, engine=engine, renderer=renderer, done=work.done
-            )
+            done = [e for e in _kept(work) if isinstance(e, SampleRecord)]
+            answers = evaluate(job, task=work.task, engine=engine, renderer=renderer, done=done)
             events = itertools.chain(self._loading(work), _agreement(engine, work), answers)
             yield from gathered(_with_kernels(events, engine, work), seconds=0.2)
 
@@ -126,6 +129,7 @@ class Evaluator:
         with logged(base.log_path, stalled_seconds=STALLED_SECONDS):
             load_plugins(list(base.plugins))
             engine, renderer = self._ready(base)
+            work = dataclasses.replace(work, done=(*work.done, *_kept(base)))
             found = searched_prompts(work, engine=engine, renderer=renderer)
             events = itertools.chain(self._loading(base), _agreement(engine, base), found)
             yield from gathered(_with_kernels(events, engine, base), seconds=0.2)
@@ -161,6 +165,13 @@ class Evaluator:
         if self._loading_rows:
             rows = self._loading_rows
             yield LedgerLine(job=work.job, arm=work.arm.name, purpose="padding", tokens=rows)
+
+
+def _kept(work: AnswerWork) -> Iterator[Any]:
+    """What is done of a job already; its driver holds no records."""
+    yield from work.done
+    if work.records_path is not None:
+        yield from read_events(work.records_path)
 
 
 def _engine_spec(work: AnswerWork) -> EngineSpec:

@@ -149,23 +149,23 @@ class _Reader:
         path = self.root / name
         if not path.is_file():
             return
-        lines = path.read_bytes().split(b"\n")
-        last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
-        for i, line in enumerate(lines[: last + 1]):
-            if not line.strip():
-                continue
-            try:
-                yield from_dict(cls, json.loads(line))
-            except (ValueError, TypeError, AttributeError) as error:
-                if i == last:
-                    self.num_broken_lines += 1
-                    return
-                raise DataError(
-                    f"{path}:{i + 1}",
-                    found=str(error),
-                    expected=f"one {cls.__name__} as a JSON object",
-                    remedy="a line inside the file is damaged; run the command again in a new run",
-                ) from None
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield from_dict(cls, json.loads(line))
+                except (ValueError, TypeError, AttributeError) as error:
+                    if not any(rest.strip() for rest in stream):
+                        self.num_broken_lines += 1
+                        return
+                    raise DataError(
+                        f"{path}:{number}",
+                        found=str(error),
+                        expected=f"one {cls.__name__} as a JSON object",
+                        remedy="a line inside the file is damaged; run the command again in a new "
+                        "run",
+                    ) from None
 
 
 def read_run(path: Path | str) -> RunRecords:

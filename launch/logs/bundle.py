@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import DataError
+from launch.jsonl import read_lines
 from launch.logs.masking import MASK, is_secret_name, masked, secrets_of
 from launch.logs.text_filter import LEFT_OUT, TextFilter, texts_of
 from launch.provenance import versions
-from launch.store import read_lines
 
 MAX_LOG_BYTES = 256 * 2**10  # of each log, its end
 # Keys of the configuration whose values are the user's own words, however short.

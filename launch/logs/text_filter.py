@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.store import read_lines
+from launch.jsonl import read_lines
 
 WINDOW = 12
 STRIDE = 6

@@ -41,6 +41,7 @@ from launch.tracking.trial_runs import TrialRuns
 X_AXES = ("progress/usd", "progress/tokens", "progress/labels")
 # A prompted arm's running accuracy is logged after every so many test items.
 ITEMS_PER_POINT = 10
+MAX_WARNINGS = 100
 
 
 def mode_of(config: RunConfig) -> Literal["online", "offline", "off"]:
@@ -117,6 +118,7 @@ class Tracker:
     warnings: list[str] = field(default_factory=list)
     _runs: dict[str, Any] = field(default_factory=dict)
     _spent: dict[str, Spent] = field(default_factory=dict)
+    _num_failures: int = 0
     _trials: TrialRuns = field(init=False)
 
     def __post_init__(self) -> None:
@@ -213,9 +215,9 @@ class Tracker:
         for run in self._runs.values():
             if run is None:  # W&B did not start for this arm, and a warning says so
                 continue
-            before = len(self.warnings)
+            before = self._num_failures
             self._guarded(run.finish)
-            if len(self.warnings) > before:  # gone: it is not waited for 20 s once more by each arm
+            if self._num_failures > before:  # gone: it is not waited for 20 s once more by each arm
                 break
         self._warn_of_a_full_disk()
 
@@ -260,7 +262,9 @@ class Tracker:
         try:
             call(*arguments)
         except Exception as error:  # noqa: BLE001 - any failure of a mirror, recorded as a warning
-            self.warnings.append(f"W&B: {type(error).__name__}: {error}")
+            self._num_failures += 1
+            if len(self.warnings) < MAX_WARNINGS:  # a server that is gone fails with every row
+                self.warnings.append(f"W&B: {type(error).__name__}: {error}")
 
     def _run(self, arm: str) -> Any:
         if arm not in self._runs:

@@ -18,7 +18,7 @@ from conf.row_meter import RowMeter
 from conf.run_groups import BudgetConfig
 from evaluation.records.run_records import _ledger
 from launch.attempts import stop_path, stream_line, stream_path
-from launch.store import read_lines
+from launch.jsonl import read_lines
 from tests.launch.test_attempts import step, summary
 from tests.launch.training_bench import Bench, at_step
 from training.job import TrainingStopped, WorkerLost

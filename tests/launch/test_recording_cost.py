@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.records.run_records import read_run
-from launch.store import Lines
+from launch.jsonl import Lines
 from tests.evaluation import fake_run
 
 

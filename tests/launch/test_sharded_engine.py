@@ -23,11 +23,12 @@ from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
 from launch import cluster, sharded_engine, workers
 from launch.compose import compose_config
+from launch.jsonl import read_lines
 from launch.placement import Machine, engine_actors
 from launch.plan import build_plan
 from launch.planned import ModelSource, Plan, TaskFacts
 from launch.sharded_engine import MAX_RESTARTS, EngineSpec, Part, ShardedEngine
-from launch.store import JobDirectory, RunDirectory, read_lines, renamed
+from launch.store import JobDirectory, RunDirectory, renamed
 
 pytestmark = pytest.mark.all_cores
 

@@ -11,7 +11,8 @@ import pytest
 
 from conf.errors import ClusterError
 from conf.records import LedgerLine, PromptText, SampleRecord, TrainRecord
-from launch.store import JobDirectory, RunDirectory, link_tree, read_lines, write_atomically
+from launch.jsonl import read_lines
+from launch.store import JobDirectory, RunDirectory, link_tree, write_atomically
 
 
 def sample(item: str, tokens: int = 3) -> SampleRecord:
@@ -48,13 +49,14 @@ def test_only_a_finished_job_is_found(tmp_path: Path) -> None:
 def test_a_killed_training_starts_again_and_its_work_stays_on_the_bill(tmp_path: Path) -> None:
     for attempt in range(2):
         job = JobDirectory(tmp_path, "k")
-        kept = job.begin(keeps_records=False)
-        assert [e.tokens for e in kept if isinstance(e, LedgerLine)] == [15] * attempt
+        job.begin(keeps_records=False)
+        assert [e.tokens for e in job.events() if isinstance(e, LedgerLine)] == [15] * attempt
         job.append(step(1, 10))
         job.append(step(2, 5))
         job.close()
     job = JobDirectory(tmp_path, "k")
-    kept = job.begin(keeps_records=False)
+    job.begin(keeps_records=False)
+    kept = list(job.events())
     job.close()
     assert [e.tokens for e in kept if isinstance(e, LedgerLine)] == [15, 15]
     assert {e.purpose for e in kept if isinstance(e, LedgerLine)} == {"redone"}
@@ -69,7 +71,8 @@ def test_a_killed_evaluation_goes_on_from_its_whole_records(tmp_path: Path) -> N
     text = job.records_path.read_bytes()
     job.records_path.write_bytes(text + text.splitlines()[0][:20])
     again = JobDirectory(tmp_path, "k")
-    assert again.begin(keeps_records=True) == [sample("1"), sample("2")]
+    again.begin(keeps_records=True)
+    assert list(again.events()) == [sample("1"), sample("2")]
     again.append(sample("3"))
     again.close()
     assert [e.item_id for e in again.events() if isinstance(e, SampleRecord)] == ["1", "2", "3"]

@@ -25,12 +25,12 @@ from evaluation.results.summary import summarise
 from launch.budget import Budget
 from launch.compose import compose_config
 from launch.evaluators import Evaluators
+from launch.jsonl import read_lines
 from launch.planned import Job
 from launch.preflight import Checked, check
 from launch.recorder import is_finished
 from launch.run import Run, _member, opened, run_jobs
 from launch.scheduler import JobState, Scheduler
-from launch.store import read_lines
 from launch.together import Runs, joined
 from launch.waves import SHARES, check_waves, share_of, wave_task, waves_of
 from tests.launch.test_plan import keys, plan
