@@ -106,8 +106,8 @@ bench: .venv-bench/.ready  ## benchmarks against their peers; NAME=row for one o
 	$(VLLM_PIP) install -q --no-deps -r tests/benchmarks/requirements-vllm.txt
 	@touch $@
 
-faults: .venv/.ready-test  ## the fault bench: what happened to each fault, real ones, about an hour
-	$(BIN)/python -m tests.faults
+faults: .venv/.ready-test  ## the fault bench: what happened to each fault, real ones, about an hour; ROWS="3 17"
+	$(BIN)/python -m tests.faults $(ROWS)
 
 clean:  ## remove the environments; runs in outputs/ stay
 	rm -rf .venv .venv-bench .venv-vllm

@@ -267,7 +267,8 @@ def start(machine: Machine, config: ClusterConfig | None = None, *, root: Path =
     os.environ.update(ENVIRONMENT)
     import ray
 
-    _watchdog.append(watchdog.start())
+    if not _watchdog or _watchdog[-1].poll() is not None:
+        _watchdog.append(watchdog.start())
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         _init(ray, machine)
     _protect_token()
@@ -295,12 +296,11 @@ def _protect_token() -> None:
 
 
 def stop() -> None:
-    """End the private Ray, and with it every process it started."""
+    """End the private Ray, and with it every process it started.
+
+    The watchdog stays until this process ends: it would also end W&B's, which then still sends.
+    """
     import ray
 
     if ray.is_initialized():
         ray.shutdown()
-    while _watchdog:
-        dog = _watchdog.pop()
-        if dog.stdin is not None:
-            dog.stdin.close()

@@ -23,6 +23,7 @@ from conf.record_types import RECORD_TYPES
 from conf.records import Progress, from_dict
 from conf.row_meter import METER
 from launch.attempts import rows_dir, stop_path, stream_line, stream_path
+from launch.elsewhere.ray_cluster import draining
 from launch.logs.worker_log import beat, logged
 from launch.placement import Machine
 from launch.search.leg_run import Leg, run_leg
@@ -47,6 +48,7 @@ CUT_OFF = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by pee
 # Of the collective's timeout, after which a worker that makes no step dumps its stacks: before the
 # others give it up, and Ray ends them all.
 STALLED_SHARE = 0.8
+LOOK_SECONDS = 1.0  # between two looks at the nodes; a cloud tells 30 to 120 s before
 # Ends of our own after which another attempt goes on from the newest state.
 MENDABLE = ("TrainingStopped", "WorkerLost", "PeerLost")
 
@@ -186,7 +188,12 @@ def run_training(
 
 
 def _follow(path: Path, thread: threading.Thread) -> Iterator[Any]:
-    """Records of a growing file until the thread that causes it has ended."""
+    """Records of a growing file until the thread that causes it has ended.
+
+    A node that is to be taken away is no reason to lose steps: the attempt is asked to stop, which
+    saves its state, and the next one does not use the node.
+    """
+    before, looked = draining(), time.monotonic()
     with path.open(encoding="utf-8") as stream:
         pending = ""
         while True:
@@ -198,6 +205,10 @@ def _follow(path: Path, thread: threading.Thread) -> Iterator[Any]:
                 yield from_dict(RECORD_TYPES[line["type"]], line)
             if is_last:
                 return
+            if time.monotonic() > looked + LOOK_SECONDS:
+                looked = time.monotonic()
+                if draining() - before:
+                    stop_path(path).touch()
             if not whole:
                 time.sleep(0.1)
 

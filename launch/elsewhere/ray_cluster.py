@@ -173,6 +173,11 @@ def is_there() -> bool:
     return True
 
 
+def draining() -> set[str]:
+    """Nodes that are told to end: taken away by a cloud, or by a cluster that shrinks."""
+    return set(_ray()._private.state.state.get_draining_nodes())
+
+
 def _alive() -> list[dict[str, Any]]:
     return [node for node in _ray().nodes() if node["Alive"]]
 

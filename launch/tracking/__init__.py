@@ -120,6 +120,7 @@ class Tracker:
     _spent: dict[str, Spent] = field(default_factory=dict)
     _num_failures: int = 0
     _trials: TrialRuns = field(init=False)
+    _has_lost_server: bool = False
 
     def __post_init__(self) -> None:
         """The runs of trials share everything with those of arms."""
@@ -244,10 +245,10 @@ class Tracker:
         """The line that tells how to upload an offline run."""
         if self.mode == "off" or not (self._runs or self.searches):
             return None
-        if self.mode == "offline":
+        if self.mode == "offline" and not self._has_lost_server:
             return f"W&B offline; upload with: wandb sync {self.directory}/wandb/offline-run-*"
         if self.warnings:
-            files = f"{self.directory}/wandb/run-*"
+            files = f"{self.directory}/wandb/*run-*"
             return f"W&B did not get all; upload with: wandb sync --no-skip-online {files}"
         return None
 
@@ -325,7 +326,11 @@ class Tracker:
             )
         except Exception as error:  # noqa: BLE001 - recorded; the run goes on without this mirror
             self.warnings.append(f"W&B did not start: {type(error).__name__}: {error}")
-            return None
+            if self.mode == "offline":
+                return None
+            # What did not start has no file, and each that does not takes the 10 s again.
+            self.mode, self._has_lost_server = "offline", True
+            return self._start(asked)
         for axis in X_AXES:
             run.define_metric(axis)
         run.define_metric("train/*", step_metric="progress/tokens")

@@ -1,101 +1,156 @@
-"""`python -m tests.faults [ROW ..]`: makes every fault of the matrix happen, and writes the table.
+"""`make faults`: run the fault matrix and write its table.
 
-The tests run one after another in one pytest, whose output is the progress. The table has a line
-for each row: cases, how many passed, the median and worst seconds to the next new step and the most
-steps redone, where the tests tell them. All rows: tests/results/faults.md; some rows: printed only.
+    python -m tests.faults           all rows; the table goes to tests/results/faults.md
+    python -m tests.faults 3 17      these rows; the table is printed
+    python -m tests.faults chaos     random kills for half an hour: see chaos.py
+
+Exit 0: each row that ran ended as it should. 1: one did not. 2: no such row. 130: interrupted; what
+was found until then is printed.
 """
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
+from launch.cluster import num_cores, processor_name
+from tests.benchmarks.harness import commit
+from tests.faults import chaos
 from tests.faults.matrix import ROWS, Row
+from tests.faults.outcomes import Outcome, RowResult, table, with_missing
+from tests.faults.reporting import VARIABLE
 
-RESULT = Path("tests/results/faults.md")
-HEAD = "| row | fault | what must come of it | cases | passed | seconds (worst) | steps redone |"
-
-
-@dataclass(kw_only=True)
-class Case:
-    """One case of a test, as pytest's report has it. told: what it recorded of itself."""
-
-    node: str
-    outcome: str
-    told: dict[str, str] = field(default_factory=dict)
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "tests" / "results" / "faults.md"
+LOG = ROOT / "outputs" / "faults.log"
+# A test that is interrupted ends what it has started; nodes of Ray take some seconds each.
+END_SECONDS = 60.0
+POLL_SECONDS = 0.2
 
 
-def cases_of(report: ElementTree.ElementTree[ElementTree.Element]) -> list[Case]:
-    """All cases of a report; a node is `path::name` without parameters."""
-    found = []
-    for case in report.iter("testcase"):
-        path = case.get("classname", "").replace(".", "/") + ".py"
-        name = case.get("name", "").partition("[")[0]
-        bad = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
-        told = {p.get("name", ""): p.get("value", "") for p in case.iter("property")}
-        found.append(Case(node=f"{path}::{name}", outcome=bad[0] if bad else "passed", told=told))
-    return found
+def main(argv: Sequence[str]) -> int:
+    """Run what was asked for."""
+    if argv[:1] == ["chaos"]:
+        return chaos.main(argv[1:])
+    known = {str(row.number): row for row in ROWS}
+    if unknown := [word for word in argv if word not in known]:
+        print(f"no row {', '.join(unknown)}: rows are 1 to {len(ROWS)}", file=sys.stderr)
+        return 2
+    rows = [known[word] for word in argv] or list(ROWS)
+    outcomes: list[Outcome] = []
+    began, code = time.monotonic(), 0
+    try:
+        for outcome in run(rows):
+            outcomes.append(outcome)
+            _tell(outcome)
+    except KeyboardInterrupt:
+        code = 130
+    results = [RowResult.of(row, outcomes) for row in rows]
+    if code:
+        results = [r for r in results if r.ran]  # the others are neither injected nor excused
+    text = table(results, facts=facts(time.monotonic() - began))
+    print(f"\n{text}")
+    if code == 0 and len(rows) == len(ROWS):
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text(text, encoding="utf-8")
+        print(TABLE.relative_to(ROOT))
+    return code or int(not all(r.is_kept for r in results if r.ran))
 
 
-def line_of(row: Row, cases: Sequence[Case]) -> str:
-    """A row of the table."""
-    mine = [case for case in cases if case.node in row.tests]
-    if not row.tests:
-        return f"| {row.number} | {row.fault} | {row.expected} | 0 | | {row.reason} | |"
-    passed = sum(case.outcome == "passed" for case in mine)
-    seconds = [float(s) for c in mine if (s := c.told.get("recovery_seconds"))]
-    steps = [int(s) for c in mine if (s := c.told.get("steps_redone"))]
-    recovery = f"{statistics.median(seconds):.0f} ({max(seconds):.0f})" if seconds else ""
+def run(rows: Sequence[Row]) -> Iterator[Outcome]:
+    """Every test of the rows, as often as its rows ask for; a process for each file and round."""
+    runs: Counter[str] = Counter()
+    for row in rows:
+        for test in row.tests:
+            runs[test] = max(runs[test], row.runs)
+    LOG.unlink(missing_ok=True)
+    for number in range(max(runs.values(), default=0)):
+        files: dict[str, list[str]] = {}
+        for test in (t for t in runs if runs[t] > number):
+            files.setdefault(test.partition("::")[0], []).append(test)
+        for file, tests in files.items():
+            print(f"{file}" + (f", run {number + 1}" if number else ""), flush=True)
+            yield from run_file(tests)
+
+
+def run_file(tests: Sequence[str], *, root: Path = ROOT) -> Iterator[Outcome]:
+    """Some tests of one file below root, in one pytest; yields each when it has ended."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.faults.reporting", *tests]
+    found: list[Outcome] = []
+    LOG.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory, LOG.open("ab") as log:
+        report = Path(directory) / "report.jsonl"
+        report.touch()
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            env=os.environ | {VARIABLE: str(report), "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is ours alone, and is passed on once
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            for outcome in _followed(process, report):
+                found.append(outcome)
+                yield outcome
+        finally:
+            _end(process)
+    yield from with_missing(found, tests)[len(found) :]
+
+
+def _followed(process: subprocess.Popen[bytes], report: Path) -> Iterator[Outcome]:
+    with report.open(encoding="utf-8") as stream:
+        pending = ""
+        while True:
+            is_last = process.poll() is not None
+            pending += stream.read()
+            *lines, pending = pending.split("\n")
+            yield from (Outcome.of(json.loads(line)) for line in lines)
+            if is_last:
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Have an interrupted pytest end its test and what that has started."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tell(outcome: Outcome) -> None:
+    name = outcome.test.rpartition("::")[2]
+    reason = f"  {outcome.reason[:120]}" if outcome.verdict != "passed" else ""
+    print(f"  {outcome.verdict:<8}{outcome.seconds:6.1f} s  {name}{reason}", flush=True)
+
+
+def facts(seconds: float) -> str:
+    """When, of which commit and on what it was measured."""
+    of = commit()
+    changed = " with changes" if of["is_dirty"] else ""
+    memory = psutil.virtual_memory().total / 2**30
     return (
-        f"| {row.number} | {row.fault} | {row.expected} | {len(mine)} | {passed} | {recovery} "
-        f"| {max(steps) if steps else ''} |"
+        f"`make faults`, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, commit "
+        f"{(of['commit'] or 'unknown')[:12]}{changed}, {num_cores()} cores ({processor_name()}), "
+        f"{memory:.0f} GiB, {seconds / 60:.0f} minutes."
     )
-
-
-def table(rows: Sequence[Row], cases: Sequence[Case]) -> str:
-    """The whole table with what it stands on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    passed = sum(case.outcome == "passed" for case in cases)
-    skipped = sum(case.outcome == "skipped" for case in cases)
-    return "\n".join(
-        [
-            f"Faults, {time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip() or 'unknown'}, "
-            f"{os.cpu_count()} cores: {passed} of {len(cases)} cases passed, {skipped} skipped.",
-            "",
-            HEAD,
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            *(line_of(row, cases) for row in rows),
-            "",
-        ]
-    )
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the tests of the rows; 0 where each fault ended as it should."""
-    wanted = {int(a) for a in arguments}
-    rows = [row for row in ROWS if not wanted or row.number in wanted]
-    nodes = sorted({node for row in rows for node in row.tests})
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "faults.xml"
-        command = [sys.executable, "-m", "pytest", "-v", *nodes, f"--junitxml={path}"]
-        code = subprocess.run(command, check=False).returncode
-        cases = cases_of(ElementTree.parse(path)) if path.exists() else []
-    text = table(rows, cases)
-    if not wanted and cases:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(text, encoding="utf-8")
-    print(text)
-    return code
 
 
 if __name__ == "__main__":

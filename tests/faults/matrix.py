@@ -16,22 +16,28 @@ RUN = "tests/launch/test_end_to_end.py::"
 STORE = "tests/launch/test_store.py::"
 CLUSTER = "tests/launch/elsewhere/test_ray_cluster.py::"
 SUBMISSION = "tests/launch/elsewhere/test_submission.py::"
+NODES = "tests/launch/elsewhere/test_node_faults.py::"
 SEARCH = "tests/launch/search/test_search_runs.py::"
 ENDPOINT = "tests/evaluation/engines/test_endpoint.py::"
 WANDB = "tests/launch/tracking/test_wandb_server.py::"
+OFFLINE = "tests/launch/tracking/test_offline.py::"
 REFUSALS = "tests/launch/test_refusals.py::"
 LOADERS = "tests/evaluation/tasks/test_loaders.py::"
 
 
 @dataclass(kw_only=True, frozen=True)
 class Row:
-    """One fault. tests: node ids without parameters; reason: why there are none."""
+    """One fault. tests: node ids without parameters; reason: why there are none.
+
+    runs: how often each test runs; how long recovery takes wants several.
+    """
 
     number: int
     fault: str
     expected: str
     tests: tuple[str, ...] = ()
     reason: str = ""
+    runs: int = 1
 
 
 ROWS = (
@@ -81,15 +87,15 @@ ROWS = (
     ),
     Row(
         number=7,
-        fault="Ray Train's snapshot is cut or of another version",
-        expected="own checkpoints count",
-        reason="here: none is ever read, each attempt has a fresh name",
+        fault="Ray Train's own notes are cut, emptied, or of another version",
+        expected="not read: own states count, records and weights equal",
+        tests=(f"{DRIVEN}test_damaged_notes_of_ray_train_change_nothing",),
     ),
     Row(
         number=8,
-        fault="the `latest` file is missing or stale",
-        expected="ignored",
-        reason="here: there is none, manifests alone count",
+        fault="a file `latest` names a state that is not there",
+        expected="not read: manifests alone count",
+        tests=(f"{STATE}test_a_file_called_latest_decides_nothing",),
     ),
     Row(
         number=9,
@@ -118,6 +124,7 @@ ROWS = (
         expected="refused by its key before anything starts",
         tests=(
             f"{REFUSALS}test_preflight_refuses_by_key",
+            f"{REFUSALS}test_a_read_only_place_is_refused_before_ray_is_imported",
             f"{CLUSTER}test_an_address_or_storage_that_no_run_can_use_is_refused",
         ),
     ),
@@ -130,14 +137,14 @@ ROWS = (
     Row(
         number=14,
         fault="a node cannot be reached any more",
-        expected="taken for dead, one writer only",
-        reason="open: wants nodes in network namespaces",
+        expected="taken for dead, one writer only, each step once",
+        tests=(f"{NODES}test_a_node_that_is_cut_off_for_good",),
     ),
     Row(
         number=15,
         fault="a partition heals after 5 s",
-        expected="at most one restart, never two groups",
-        reason="open: wants nodes in network namespaces",
+        expected="at most one restart, never two groups, losses equal",
+        tests=(f"{NODES}test_a_link_that_heals_after_five_seconds",),
     ),
     Row(
         number=16,
@@ -161,8 +168,8 @@ ROWS = (
     Row(
         number=18,
         fault="the head node dies",
-        expected="the same command on a new cluster goes on",
-        reason="open: no test yet",
+        expected="the same command on a new cluster goes on, each step once",
+        tests=(f"{NODES}test_a_head_that_dies",),
     ),
     Row(
         number=19,
@@ -207,9 +214,9 @@ ROWS = (
     ),
     Row(
         number=24,
-        fault="the cluster shrinks before a job starts",
-        expected="a finite wait",
-        reason="open: no test yet",
+        fault="a node is lost between the checks and the start",
+        expected="a finite wait, then the training starts on what is left",
+        tests=(f"{NODES}test_a_node_that_dies_before_the_training_starts",),
     ),
     Row(
         number=25,
@@ -256,9 +263,9 @@ ROWS = (
     ),
     Row(
         number=30,
-        fault="the W&B server cannot be reached",
-        expected="the run goes on, no row is lost",
-        tests=(f"{WANDB}test_a_server_that_goes_away_loses_no_row",),
+        fault="the W&B server cannot be reached at the start",
+        expected="waited for once, 10 s; exit code 0, all rows can be sent later",
+        tests=(f"{WANDB}test_a_server_that_is_not_there_from_the_start",),
     ),
     Row(
         number=31,
@@ -268,18 +275,16 @@ ROWS = (
     ),
     Row(
         number=32,
-        fault="killed while W&B is offline",
-        expected="the journal has every finished step",
-        reason="open: no test of the .wandb file; the records are row 19's",
+        fault="the driver is killed while W&B is offline",
+        expected="every finished step is recorded, at most a second of curves is lost, "
+        "the next file is whole",
+        tests=(f"{OFFLINE}test_a_killed_driver_loses_a_second_of_curves_and_no_step",),
     ),
     Row(
         number=33,
         fault="no key and no network",
         expected="offline, with one line of notice",
-        tests=(
-            "tests/launch/test_tiny_run.py::"
-            "test_wandb_has_a_prompted_and_a_tuned_curve_over_the_same_axis",
-        ),
+        tests=(f"{OFFLINE}test_without_key_and_network_a_run_is_whole_and_says_so_once",),
     ),
     Row(
         number=34,
@@ -318,9 +323,14 @@ ROWS = (
     ),
     Row(
         number=38,
-        fault="an endpoint's stored line is broken",
-        expected="no other answer is lost",
-        tests=(f"{ENDPOINT}test_a_broken_line_costs_no_other",),
+        fault="an endpoint answers rubbish",
+        expected="counted as unread, wrong and of no format; read anew without a "
+        "request; a broken line in the store costs no other answer",
+        tests=(
+            "tests/evaluation/engines/test_endpoint_jobs.py::"
+            "test_answers_that_name_no_label_are_counted_and_read_anew_without_a_request",
+            f"{ENDPOINT}test_a_broken_line_costs_no_other",
+        ),
     ),
     Row(
         number=39,
@@ -460,12 +470,19 @@ ROWS = (
         number=53,
         fault="another version on one node",
         expected="refused before the first step, with both",
-        tests=(f"{CLUSTER}test_another_version_on_one_node_is_refused_with_both",),
+        tests=(
+            f"{NODES}test_a_node_with_another_version_is_refused",
+            f"{CLUSTER}test_another_version_on_one_node_is_refused_with_both",
+        ),
     ),
     Row(
         number=54,
-        fault="chaos for 30 minutes",
-        expected="final loss equal, no record twice, the bill right",
-        reason="open: no soak yet",
+        fault="random kills of workers, engines and drivers",
+        expected="final loss, weights, answers and bill as undisturbed, no record "
+        "twice, no process left",
+        tests=(
+            "tests/faults/test_chaos.py::"
+            "test_runs_that_are_killed_at_random_leave_what_undisturbed_ones_do",
+        ),
     ),
 )

@@ -8,8 +8,11 @@ killed process leaves all of its lines.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+
+import psutil
 
 COUNTS = "CROSSOVER_TEST_COUNTS"
 CODE = """
@@ -69,3 +72,21 @@ def passes(root: Path) -> list[int]:
     """The rows of every pass of every process so far."""
     files = (root / "counts").iterdir()
     return [int(line) for path in files for line in path.read_text().split()]
+
+
+def processes_of(root: Path) -> list[int]:
+    """Those that run with the counting environment of a directory, whoever started them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(root) in process.environ().get(COUNTS, ""):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def billed(run: Path) -> int:
+    """The tokens on the bill of a run."""
+    ledger = json.loads((run / "results.json").read_text())["ledger"]
+    return sum(line["tokens"] for line in ledger)

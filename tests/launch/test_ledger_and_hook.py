@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -12,10 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.launch.embedding_hook import hooked, passes
+from tests.launch.embedding_hook import billed, hooked, passes, processes_of
 from tests.waiting import HANG_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.all_cores]  # a minute a run
@@ -53,18 +51,6 @@ def finish(root: Path, process: subprocess.Popen[bytes]) -> None:
     assert process.wait(timeout=HANG_SECONDS) == 0, (root / "out.txt").read_text()[-4000:]
 
 
-def processes_of(root: Path) -> list[int]:
-    """Those whose environment names the directory, of whatever group."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if str(root) in process.environ().get("CROSSOVER_TEST_COUNTS", ""):
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
-
-
 def kill(root: Path, process: subprocess.Popen[bytes]) -> None:
     """End the driver's group and every process that it started, wherever Ray put it."""
     os.killpg(process.pid, signal.SIGKILL)
@@ -76,11 +62,6 @@ def kill(root: Path, process: subprocess.Popen[bytes]) -> None:
             except ProcessLookupError:
                 continue
         time.sleep(0.05)
-
-
-def billed(root: Path) -> int:
-    ledger = json.loads((root / "r/results.json").read_text())["ledger"]
-    return sum(line["tokens"] for line in ledger)
 
 
 def wait_for_rows(root: Path, process: subprocess.Popen[bytes], rows: int) -> bool:
@@ -108,4 +89,4 @@ def test_random_runs_bill_what_the_hook_counts(tmp_path: Path, number: int) -> N
         kill(tmp_path, process)
         process = start(tmp_path, environment, *typed)
     finish(tmp_path, process)
-    assert billed(tmp_path) == sum(passes(tmp_path)) > 1_000
+    assert billed(tmp_path / "r") == sum(passes(tmp_path)) > 1_000

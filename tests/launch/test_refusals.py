@@ -234,3 +234,17 @@ def test_the_default_run_name_follows_the_contract() -> None:
     assert name("run.root=elsewhere", "tracking.project=x", "dry_run=true") == base
     assert name("task.seed=1") != base
     assert isinstance(compose_config([]), RunConfig)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_read_only_place_is_refused_before_ray_is_imported(tmp_path: Path) -> None:
+    """Permission bits do not hold root back; a file system does."""
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no mounting here")
+    try:
+        done = launch("+exp=smoke", f"run.root={tmp_path}/runs")
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert done.code == 2, done.text
+    assert "run.root" in done.text and str(tmp_path) in " ".join(done.text.split())

@@ -275,3 +275,29 @@ def test_a_disk_that_is_full(tmp_path: Path, record_property: Say, tiny_model_di
     finally:
         subprocess.run(["umount", "-l", str(bench.directory.points)], check=True)
     record_property("what", f"failed, 1 attempt: {' '.join(state.reason.split())[:150]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "content", ["", '{"ray_version": "2.60.0", "checkpo', '{"ray_version": "1"}']
+)
+def test_damaged_notes_of_ray_train_change_nothing(
+    content: str, plain_pair: Bench, tmp_path: Path, tiny_model_dir: Path, record_property: Say
+) -> None:
+    """Its snapshots are rewritten in place and may be torn; ours are the truth."""
+    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as SNAPSHOT
+
+    bench = Bench(root=tmp_path, model_dir=tiny_model_dir, workers=2)
+    torn: list[Path] = []
+
+    def tear(bench: Bench) -> None:
+        runs = [p for p in (bench.directory.points / "ray").iterdir() if p.is_dir()]
+        torn.extend(run / SNAPSHOT for run in runs)
+        for path in torn:
+            path.write_text(content)
+        kill_worker(1)(bench)
+
+    state = bench.run(at_step(5, tear))
+    assert (state.status, state.attempts) == ("done", 2) and torn
+    require_equal(bench, plain_pair)
+    tell(record_property, bench, state)

@@ -35,8 +35,8 @@ class TwoNodes:
     """The cluster, and a user's directory beside it."""
 
     base: Path
-    dashboard: int
     environment: dict[str, str]
+    dashboard: int = 0
     gcs: str = ""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -64,6 +64,19 @@ class TwoNodes:
                 env=self.environment,
                 start_new_session=True,
             )
+
+    def start_head(self) -> None:
+        """A head with one core, on ports of its own; returns when it answers."""
+        self.dashboard, port = free_port(), free_port()
+        self.start(
+            "head",
+            *("--head", f"--port={port}", "--num-cpus=1", "--dashboard-host=127.0.0.1"),
+            *(f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}"),
+            *("--min-worker-port=0", "--max-worker-port=0"),
+            f"--dashboard-agent-listen-port={free_port()}",
+        )
+        self.wait_for(1)
+        self.gcs = _told_address(self.base / "head.log", port)
 
     def add_node(self, name: str, cores: int) -> None:
         """A further node; returns when the cluster has it."""
@@ -146,7 +159,6 @@ def two_nodes(kind: type[TwoNodes] = TwoNodes) -> Iterator[TwoNodes]:
         (base / name).mkdir()
     found = kind(
         base=base,
-        dashboard=free_port(),
         environment=os.environ
         | {
             "RAY_AUTH_MODE": "token",
@@ -156,17 +168,8 @@ def two_nodes(kind: type[TwoNodes] = TwoNodes) -> Iterator[TwoNodes]:
             "PYTHONPATH": str(ROOT),
         },
     )
-    port = free_port()
     try:
-        found.start(
-            "head",
-            *("--head", f"--port={port}", "--num-cpus=1", "--dashboard-host=127.0.0.1"),
-            *(f"--dashboard-port={found.dashboard}", f"--ray-client-server-port={free_port()}"),
-            *("--min-worker-port=0", "--max-worker-port=0"),
-            f"--dashboard-agent-listen-port={free_port()}",
-        )
-        found.wait_for(1)
-        found.gcs = _told_address(base / "head.log", port)
+        found.start_head()
         found.add_node("second", 1)
         yield found
     finally:

@@ -218,6 +218,20 @@ def test_the_newest_whole_state_is_taken(steps, data, tmp_path_factory):
     assert len(found.notes) == len(passed_over)
 
 
+@pytest.mark.parametrize(
+    "named", ("", "step-000001", "step-000009", "../elsewhere", "global_step2")
+)
+def test_a_file_called_latest_decides_nothing(named, tmp_path):
+    """Other libraries keep one; ours go by manifests alone, whatever such a file names."""
+    for step in (1, 2):
+        _some_state(tmp_path, step=step)
+    for place in (tmp_path, states_directory(tmp_path)):
+        (place / "latest").write_text(named)
+    found = newest_state(tmp_path, training="t")
+    assert found.state is not None and found.state.step == 2
+    assert found.notes == ()
+
+
 def test_only_the_newest_are_kept(tmp_path):
     for step in range(1, 6):
         _some_state(tmp_path, step=step)

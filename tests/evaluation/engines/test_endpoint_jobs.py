@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,14 @@ import pytest
 from conf.choices import AnswerBy
 from conf.errors import ConfigError
 from conf.run_groups import HostedPrice
+from evaluation.answering import call_records
 from evaluation.answering.runner import EvaluateJob, evaluate
 from evaluation.engines.endpoint_ceiling import EndpointPlace, cost_usd
 from evaluation.engines.endpoint_hosted import HostedEngine
 from evaluation.prompts.rendering import Renderer
+from evaluation.scoring.answers import read_answer
 from evaluation.tasks import Task
+from tests.evaluation import endpoint_server
 from tests.evaluation.endpoint_server import Behaviour, serving
 from tests.evaluation.jobs import Outcome, long_items, make_arm, small
 
@@ -106,3 +111,38 @@ def test_scores_are_refused_by_name(topic_task: Task, renderer: Renderer, tmp_pa
             sets=("test",),
             answer_by=AnswerBy.score,  # type: ignore[arg-type]
         )
+
+
+def test_answers_that_name_no_label_are_counted_and_read_anew_without_a_request(
+    topic_task: Task, renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer in ten is rubbish; a reader that understands it needs the stored texts alone."""
+
+    def is_rubbish(prompt: str) -> bool:
+        return hashlib.sha256(prompt.encode()).digest()[0] % 10 == 0
+
+    monkeypatch.setattr(
+        endpoint_server, "answer_to", lambda p: "}{ \u2603 ??" if is_rubbish(p) else "billing"
+    )
+    does, task = Behaviour(), small(topic_task, validation=28, test=42)
+    with serving(does) as url:
+        first = outcome(task, renderer, url, tmp_path, sets=("validation", "test"))
+        asked = sum(does.requests.values())
+        monkeypatch.setattr(
+            call_records,
+            "read_answer",
+            lambda text, item, task: "login" if "??" in text else read_answer(text, item, task),
+        )
+        second = outcome(task, renderer, url, tmp_path, sets=("validation", "test"))
+    rubbish = sum(is_rubbish(prompt) for prompt in does.requests)
+    assert 0 < rubbish < asked / 3
+    assert all(s.error is None for s in first.samples)  # the endpoint did what it was asked
+    answers = Counter(s.answer for s in first.samples)
+    assert answers == {"billing": asked - rubbish, None: rubbish}
+    unread = [s for s in first.samples if s.answer is None]
+    assert all(s.is_correct is False and s.is_format_valid is False for s in unread)
+    assert Counter(s.answer for s in second.samples) == {
+        "billing": asked - rubbish,
+        "login": rubbish,
+    }
+    assert sum(does.requests.values()) == asked

@@ -47,9 +47,22 @@ def start(server: WandbServer, root: Path, *overrides: str) -> subprocess.Popen[
 
 
 def logged(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run -> the rows that the client wrote beside the run."""
-    files = (root / "r" / "wandb").glob("run-*/run-*.wandb")
-    return {path.stem.removeprefix("run-"): history(path) for path in files}
+    """Run -> the rows that the client wrote beside the run; one that failed to start has none."""
+    files = (root / "r" / "wandb").glob("*run-*/run-*.wandb")
+    rows = [(path.stem.removeprefix("run-"), history(path)) for path in files]
+    return {run: found for run, found in rows if found}
+
+
+def send(server: WandbServer, root: Path) -> None:
+    """What a run that missed its server tells its user to type."""
+    for path in sorted((root / "r" / "wandb").glob("*run-*")):
+        subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(path)],
+            env=environment(server),
+            check=True,
+            capture_output=True,
+            timeout=HANG_SECONDS,
+        )
 
 
 def assert_whole(server: WandbServer, root: Path) -> None:
@@ -108,14 +121,21 @@ def test_a_server_that_goes_away_loses_no_row(
     getattr(server, fault)()
     text = process.communicate(timeout=HANG_SECONDS)[0]
     assert process.returncode == 0 and "Traceback" not in text, text
-    assert f"wandb sync --no-skip-online {tmp_path}/r/wandb/run-*" in text
+    assert f"wandb sync --no-skip-online {tmp_path}/r/wandb/*run-*" in text
     server.come_back()
-    for path in sorted((tmp_path / "r" / "wandb").glob("run-*")):
-        subprocess.run(
-            [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(path)],
-            env=environment(server),
-            check=True,
-            capture_output=True,
-            timeout=HANG_SECONDS,
-        )
+    send(server, tmp_path)
+    assert_whole(server, tmp_path)
+
+
+def test_a_server_that_is_not_there_from_the_start(server: WandbServer, tmp_path: Path) -> None:
+    """Nobody listens: it is waited for once, for 10 s, and all rows can be sent later."""
+    server.die()
+    process = start(server, tmp_path)
+    text = process.communicate(timeout=HANG_SECONDS)[0]
+    assert process.returncode == 0 and "Traceback" not in text, text
+    assert text.count("W&B did not start") == 1
+    assert f"wandb sync --no-skip-online {tmp_path}/r/wandb/*run-*" in text
+    assert len(logged(tmp_path)) == 4
+    server.come_back()
+    send(server, tmp_path)
     assert_whole(server, tmp_path)

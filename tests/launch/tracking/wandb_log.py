@@ -16,6 +16,8 @@ def records(path: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()
+    if not data:  # its writer has only begun
+        return
     assert data[:4] == b":W&B"
     place, parts = 7, b""
     while place + HEADER.size <= len(data):
@@ -24,6 +26,8 @@ def records(path: Path) -> Iterator[Any]:
             place += left
             continue
         _, length, kind = HEADER.unpack_from(data, place)
+        if place + HEADER.size + length > len(data):  # its writer was killed
+            return
         parts += data[place + HEADER.size : place + HEADER.size + length]
         place += HEADER.size + length
         if kind in (1, 4):
