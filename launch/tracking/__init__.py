@@ -328,8 +328,10 @@ class Tracker:
             self.warnings.append(f"W&B did not start: {type(error).__name__}: {error}")
             if self.mode == "offline":
                 return None
-            # What did not start has no file, and each that does not takes the 10 s again.
+            # What did not start has no file, and each that does not takes the 10 s again. Its id
+            # stays in use.
             self.mode, self._has_lost_server = "offline", True
+            self.attempt = f"{self.attempt}o"
             return self._start(asked)
         for axis in X_AXES:
             run.define_metric(axis)

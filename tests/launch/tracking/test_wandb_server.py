@@ -133,7 +133,7 @@ def test_a_server_that_is_not_there_from_the_start(server: WandbServer, tmp_path
     process = start(server, tmp_path)
     text = process.communicate(timeout=HANG_SECONDS)[0]
     assert process.returncode == 0 and "Traceback" not in text, text
-    assert text.count("W&B did not start") == 1
+    assert text.count("W&B did not start") == 1, text
     assert f"wandb sync --no-skip-online {tmp_path}/r/wandb/*run-*" in text
     assert len(logged(tmp_path)) == 4
     server.come_back()
