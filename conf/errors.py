@@ -103,6 +103,10 @@ class JobFailed(CrossoverError):
     exit_code = EXIT_ARM_FAILED
 
 
+class MachineFailed(JobFailed):
+    """A job failed for a reason outside of it (a full disk); once it is mended the job goes on."""
+
+
 class BudgetReached(CrossoverError):
     """The run stopped at one of its `budget.*` limits."""
 

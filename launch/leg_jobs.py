@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import JobFailed
+from conf.errors import JobFailed, MachineFailed
 from conf.records import TrainSummary
 from conf.sweep_records import UNFINISHED, RungDecision, RungRecord
 from launch.attempts import each_step_once
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def leg_events(executor: Executor, job: Job) -> Iterator[Any]:
-    """Train a trial from the rung before to the next; a trial that fails is a row."""
+    """Train a trial from the rung before to the next; a trial that fails is a row.
+
+    Raises:
+        MachineFailed: the trial can do nothing for it, and goes on with the same command.
+    """
     assert job.arm is not None and job.rung is not None, "legs lead to a rung of an arm's trial"
     trial, search = executor.trial_of(job), executor.leg_search(job.arm)
     rungs = rung_shares(search.halving)
@@ -47,6 +51,8 @@ def leg_events(executor: Executor, job: Job) -> Iterator[Any]:
             for event in executor.trained(job, as_leg(train_job, trial=trial.number), leg):
                 events.append(event)
                 yield event
+        except MachineFailed:
+            raise
         except JobFailed as error:
             failure = str(error)
     if previous is not None:

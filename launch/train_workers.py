@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conf.errors import CrossoverError, JobFailed
+from conf.errors import CrossoverError, JobFailed, MachineFailed
 from conf.record_types import RECORD_TYPES
 from conf.records import Progress, from_dict
 from conf.row_meter import METER
@@ -49,6 +49,8 @@ CUT_OFF = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by pee
 # others give it up, and Ray ends them all.
 STALLED_SHARE = 0.8
 LOOK_SECONDS = 1.0  # between two looks at the nodes; a cloud tells 30 to 120 s before
+# Ends of a worker that its settings have no part in.
+OF_THE_MACHINE = ("MachineFailed", "OSError", "PermissionError", "FileNotFoundError")
 # Ends of our own after which another attempt goes on from the newest state.
 MENDABLE = ("TrainingStopped", "WorkerLost", "PeerLost")
 
@@ -296,7 +298,8 @@ def ending(log_dir: Path, error: BaseException) -> CrossoverError:
     own = {w["exception"]: w for w in reversed(said) if w["is_own"]}  # the lowest rank's words
     failed = [w for w in said if w["is_own"] and w["exception"] not in MENDABLE]
     if failed:
-        return JobFailed(failed[0]["message"])
+        kind = MachineFailed if failed[0]["exception"] in OF_THE_MACHINE else JobFailed
+        return kind(failed[0]["message"])
     if (stopped := own.get("TrainingStopped")) is not None:
         return TrainingStopped(int(stopped["step"]))
     if (lost := own.get("WorkerLost")) is not None:

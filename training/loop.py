@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from conf.errors import ClusterError, JobFailed
+from conf.errors import ClusterError, JobFailed, MachineFailed
 from conf.records import Progress, RenderedExample, TrainRecord, TrainSummary
 from training import engine as engines
 from training.agree import text_from_rank_0
@@ -96,8 +96,9 @@ def train(
     Raises:
         DataError: rows that cannot be trained on, before anything is loaded.
         ConfigError, ModelError: a model or LoRA targets that do not fit.
-        JobFailed: a loss or gradient norm that is not finite; no room for a checkpoint; no memory
-            for one row; states of which none is whole. The states saved before stay.
+        JobFailed: a loss or gradient norm that is not finite; no memory for one row; states of
+            which none is whole. The states saved before stay.
+        MachineFailed: no room for a checkpoint.
         TrainingStopped: the runtime asked for it; the state is saved.
         WorkerLost: another worker died or hangs: start all of them again.
     """
@@ -221,7 +222,7 @@ def _require_room(training: _Training, engine: engines.Engine, *, points: int) -
                 _note(training, remark)
     failure = text_from_rank_0(failure, device=engine.device)
     if failure:
-        raise JobFailed(failure)
+        raise MachineFailed(failure)
 
 
 def _take_step(
@@ -324,7 +325,7 @@ def _save(step: int, *, training: _Training, engine: engines.Engine) -> None:
             failure = f"checkpoint of step {step} not saved: {no_room(directory, needed, error)}"
     failure = text_from_rank_0(failure, device=engine.device)
     if failure:
-        raise JobFailed(f"{failure}; the same command goes on from the newest state")
+        raise MachineFailed(f"{failure}; the same command goes on from the newest state")
 
 
 def _note(training: _Training, note: str, *, done: int = 0) -> None:

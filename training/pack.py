@@ -24,7 +24,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from conf.checkpoint_records import ProbeItem
-from conf.errors import JobFailed
+from conf.errors import JobFailed, MachineFailed
 from conf.records import Progress
 from conf.trial_records import RungScore, TrialOutcome
 from kernels.memory import is_out_of_memory
@@ -112,7 +112,7 @@ class Pack:
         """Write where all trials are, so that another process can go on from here.
 
         Raises:
-            JobFailed: no room; the state before is still there.
+            MachineFailed: no room; the state before is still there.
         """
         try:
             write_pack_state(
@@ -125,7 +125,7 @@ class Pack:
                 max_tokens=self._max_tokens,
             )
         except (OSError, SafetensorError) as error:
-            raise JobFailed(f"the state of the search was not saved: {error}") from error
+            raise MachineFailed(f"the state of the search was not saved: {error}") from error
 
     def add(self, job: TrainJob) -> None:
         """A trial that enters, with its first step still to come.
@@ -155,7 +155,8 @@ class Pack:
         """Write a live trial's adapters as a peft directory and return where they lie.
 
         Raises:
-            JobFailed: no room, or the model's answers are not finite.
+            JobFailed: the model's answers are not finite.
+            MachineFailed: no room.
         """
         own = self.live[trial]
         probe = self._probe(own)
@@ -177,7 +178,7 @@ class Pack:
                 adapter=own.adapter,
             )
         except (OSError, SafetensorError) as error:
-            raise JobFailed(f"{directory} was not saved: {error}") from error
+            raise MachineFailed(f"{directory} was not saved: {error}") from error
         return directory
 
     def step(self) -> None:
@@ -231,6 +232,8 @@ class Pack:
         for trial in [trial for trial in self.live.values() if trial.is_done]:
             try:
                 directory = self.save(trial.number)
+            except MachineFailed:
+                raise
             except JobFailed as error:
                 self._leave(trial, status=FAILED, reason=str(error))
             else:

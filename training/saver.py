@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from conf.errors import ClusterError, JobFailed
+from conf.errors import ClusterError, JobFailed, MachineFailed
 from training.agree import is_true_everywhere, number_from_rank_0, text_from_rank_0
 from training.commit import is_whole
 from training.engine import Engine
@@ -178,7 +178,8 @@ def find_state(
     Rank 0 chooses it, and one worker of each machine reads it whole.
 
     Raises:
-        JobFailed: states are there and none is whole, here or on another machine.
+        JobFailed: states are there and none is whole.
+        MachineFailed: another machine does not see it.
     """
     failure, name = "", ""
     if runtime.global_rank == 0:
@@ -199,5 +200,7 @@ def find_state(
     directory = states_directory(job.output_dir) / name
     sees_it = runtime.local_rank != 0 or runtime.global_rank == 0 or is_whole(directory)
     if not is_true_everywhere(sees_it, device=device):
-        raise JobFailed(f"{directory} is not the same on all machines; it must be shared storage")
+        raise MachineFailed(
+            f"{directory} is not the same on all machines; it must be shared storage"
+        )
     return read_state(directory)

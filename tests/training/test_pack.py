@@ -9,6 +9,7 @@ import torch
 
 import training.pack_model as pack_model
 from conf.choices import Schedule
+from conf.errors import MachineFailed
 from tests.training.pack_cases import (
     load_adapter,
     plain_rate,
@@ -198,3 +199,14 @@ def test_adapters_of_a_bf16_base_are_kept_in_fp32(make_trial, run_pack):
             drawn = (found[name] - weight).abs().max()
             assert float((found[name] - found[name].bfloat16().float()).abs().max()) > 0
             assert float(drawn) < 1e-2
+
+
+def test_a_full_disk_is_not_a_trials_failure(make_trial, run_pack, monkeypatch):
+    """A trial that is called failed is never trained again; a disk can be emptied."""
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.pack.write_checkpoint", full)
+    with pytest.raises(MachineFailed, match="was not saved.*No space left"):
+        run_pack([make_trial(0)])

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from conf.choices import TaskKind
+from conf.errors import JobFailed, MachineFailed
 from conf.records import LedgerLine, Measured, TrainRecord
 from conf.resolve import resolve_arms
 from conf.schema import RunConfig
 from conf.sweep_records import RungRecord, TrialRecord
 from conf.sweeps import SweepBudgetConfig
+from launch import leg_jobs
 from launch.compose import compose_config
 from launch.placement import Machine
 from launch.plan import build_plan
-from launch.planned import ModelSource, Plan, TaskFacts
+from launch.planned import Job, ModelSource, Plan, TaskFacts
 from launch.search.halving import decide, rung_shares
 from launch.search.leg_run import step_at
 from launch.search.leg_search import LegSearch, choice_of, decided, last_rows, trial_row
 from launch.search.trials import check_space
+from launch.store import JobDirectory
 
 TYPED = (
     *(
@@ -209,3 +215,33 @@ def test_the_budget_of_the_sweep_lets_so_many_go_on_as_it_pays_for(
     (found,) = decided(search, lambda t, r: leg(t, r, VALUES[t][r]), upto=0)
     assert found.keep == kept
     assert all("sweep.budget pays for 1 more" in why for why in found.reasons.values())
+
+
+@pytest.mark.parametrize("error", [JobFailed("the loss is nan"), MachineFailed("the disk is full")])
+def test_a_leg_is_a_failed_row_unless_the_machine_failed(
+    error: JobFailed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is kept for good; what the machine did is mended, and the leg is run again."""
+    job = Job(id="leg:0.0", kind="leg", arm="full", key="k", devices=1, trial=0, rung=0)
+    search = search_of()
+
+    def trained(*arguments: Any) -> Iterator[Any]:
+        raise error
+        yield
+
+    executor = SimpleNamespace(
+        trial_of=lambda job: search.trials[0],
+        leg_search=lambda arm: search,
+        plan=SimpleNamespace(legs=lambda arm: [job]),
+        directory=lambda job: JobDirectory(tmp_path, job.key),
+        train_job=lambda job, arm: (None, tmp_path),
+        trained=trained,
+    )
+    monkeypatch.setattr(leg_jobs, "as_leg", lambda train_job, trial: train_job)
+    events = leg_jobs.leg_events(cast(Any, executor), job)
+    if isinstance(error, MachineFailed):
+        with pytest.raises(MachineFailed, match="the disk is full"):
+            list(events)
+    else:
+        (row,) = events
+        assert (row.status, row.reason) == ("failed", "the loss is nan")
