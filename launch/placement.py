@@ -30,19 +30,18 @@ class Machine:
 def workers_of(config: RunConfig, machine: Machine) -> int:
     """Training workers: as asked, else one per accelerator, or on CPU one per node.
 
-    Of accelerators only as many as get equal shares of every arm's batch: with a batch of 8 on 32
-    devices the other 24 would have nothing to do. On CPU a worker uses its node's cores as threads:
+    Only as many as get equal shares of every arm's batch: with a batch of 8 on 32 devices the other
+    24 would have nothing to do, and 8 examples do not go into 3 shares. On CPU a worker uses its node's cores as threads:
     two one-thread workers would send each full gradient (540 MB for 135M parameters) over gloo at
     every step.
     """
     if config.cluster.workers is not None:
         return config.cluster.workers
-    if machine.device == "cpu":
-        return machine.nodes
+    most = machine.nodes if machine.device == "cpu" else machine.devices
     given = [getattr(method, "trainer", None) for method in config.arms.values()]
     sizes = [g.batch_size for g in given if g is not None and g.batch_size is not None]
     batch = math.gcd(config.trainer.batch_size, *sizes)
-    return max(n for n in range(1, machine.devices + 1) if batch % n == 0)
+    return max(n for n in range(1, most + 1) if batch % n == 0)
 
 
 def workers_left(asked: int, left: Machine, *, batch_size: int) -> int:
@@ -56,7 +55,9 @@ def workers_left(asked: int, left: Machine, *, batch_size: int) -> int:
 
 def threads_of(workers: int, machine: Machine) -> int:
     """CPU threads of one training worker; 1 where an accelerator computes."""
-    return max(1, machine.devices // workers) if machine.device == "cpu" else 1
+    if machine.device != "cpu":
+        return 1
+    return max(1, min(machine.devices // workers, machine.devices_per_node))
 
 
 def engine_actors(arm: Arm, machine: Machine) -> int:

@@ -10,7 +10,7 @@ from conf.devices import DEVICES
 from conf.errors import ClusterError, ConfigError
 from launch.compose import compose_config
 from launch.dry_run import show
-from launch.placement import workers_of
+from launch.placement import Machine, threads_of, workers_of
 from launch.preflight import check
 from launch.rates import UTILISATION, device_facts, price_of, rate_of
 from launch.train_plan import FACTS
@@ -127,6 +127,18 @@ def test_auto_workers_get_equal_shares():
     from launch.cluster import planned_machine
 
     assert workers_of(config, planned_machine(config.cluster)) == 24
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cores", "batch", "workers", "threads"),
+    [(3, 1, 8, 2, 1), (3, 2, 8, 2, 2), (4, 2, 8, 4, 2), (1, 4, 8, 1, 4), (3, 2, 9, 3, 2)],
+)
+def test_auto_workers_on_cores(nodes, cores, batch, workers, threads):
+    """A node each, where the batch goes into as many shares; threads stay on one node."""
+    config = compose_config(["+exp=lora", f"trainer.batch_size={batch}"])
+    machine = Machine(devices=nodes * cores, devices_per_node=cores, device="cpu", name="test")
+    assert workers_of(config, machine) == workers
+    assert threads_of(workers, machine) == threads
 
 
 def test_a_plan_on_this_machine_names_stage_and_bytes(tmp_path):
