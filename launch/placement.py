@@ -31,9 +31,9 @@ def workers_of(config: RunConfig, machine: Machine) -> int:
     """Training workers: as asked, else one per accelerator, or on CPU one per node.
 
     Only as many as get equal shares of every arm's batch: with a batch of 8 on 32 devices the other
-    24 would have nothing to do, and 8 examples do not go into 3 shares. On CPU a worker uses its node's cores as threads:
-    two one-thread workers would send each full gradient (540 MB for 135M parameters) over gloo at
-    every step.
+    24 would have nothing to do, and 8 examples do not go into 3 shares. On CPU a worker uses its
+    node's cores as threads: two one-thread workers would send each full gradient (540 MB for 135M
+    parameters) over gloo at every step.
     """
     if config.cluster.workers is not None:
         return config.cluster.workers
