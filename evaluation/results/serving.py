@@ -42,6 +42,7 @@ _NORMALISED = {
     "token": "sum(parts) / len(parts)",
     "byte": "sum(parts) / len(ending.strip().encode())",
     "first_token": "parts[0]",
+    "pmi": "sum(parts)",  # less what the label has without content: the rule's offsets
 }
 
 

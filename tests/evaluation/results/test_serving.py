@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from conf.choices import Normalisation
+from conf.records import AnswerRule
 from conf.results import Results, ServeCommand
 from evaluation.records.run_records import RunRecords, read_run
 from evaluation.report.files import write_report
 from evaluation.results.serving import serve_commands
 from evaluation.results.summary import summarise
+from evaluation.scoring.normalisation import LabelScores
 from tests.evaluation import fake_run
 
 LORA = {"kind": "lora", "lora_rank": 24}
@@ -62,6 +65,36 @@ def test_every_model_arm_can_be_applied_exported_and_served(
     assert shlex.split(vllm.text)[:3] == ["vllm", "serve", f"exported/{arm}"]
     assert "prompt.json" in vllm.note and "largest score" in vllm.note
     ast.parse(found["Or answer one item with plain transformers"].text)
+
+
+@pytest.mark.parametrize("normalisation", [n.name for n in Normalisation if n.name != "auto"])
+def test_the_snippet_scores_labels_by_the_rule_whatever_it_is(
+    run: tuple[RunRecords, Results], normalisation: str
+) -> None:
+    """Its line of scores, run on made log-probabilities of two labels of different lengths."""
+    records, results = run
+    arm = records.arms["zero_shot"]
+    offsets = {"ham": 0.25, "spam": -0.5}
+    rule = AnswerRule(
+        arm="zero_shot", answer_by="score", normalisation=normalisation, label_offsets=offsets
+    )
+    arms = {**records.arms, "zero_shot": dataclasses.replace(arm, rule=rule)}
+    found = commands((dataclasses.replace(records, arms=arms), results), "zero_shot")
+    snippet = found["Or answer one item with plain transformers"].text
+    (line,) = (text for text in snippet.splitlines() if text.strip().startswith("scores[label] ="))
+    parts = {"ham": [-1.0, -0.5], "spam": [-2.0, -0.25, -0.125]}
+    scores = LabelScores(
+        sums={label: sum(values) for label, values in parts.items()},
+        num_tokens={label: len(values) for label, values in parts.items()},
+        num_bytes={"ham": 3, "spam": 4},
+        firsts={label: values[0] for label, values in parts.items()},
+    )
+    told: dict[str, float] = {}
+    for label, values in parts.items():
+        names = {"scores": told, "label": label, "ending": f" {label}", "parts": values}
+        exec(line.strip(), {**names, "prompt": {"label_offsets": offsets}})
+    wanted = {label: v - offsets[label] for label, v in scores.by(normalisation).items()}
+    assert told == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(("rank", "allowed"), [(1, 8), (16, 16), (24, 32), (512, 512), (513, None)])
