@@ -43,8 +43,8 @@ METER = RowMeter()  # of this process: a model outlives the jobs that ask it
 
 
 def announced_rows(directory: Path) -> int:
-    """What all processes announced in a directory; 0 where it is not there."""
-    contents = [path.read_bytes() for path in directory.glob("*")]
+    """What all processes announced in a directory and below; 0 where it is not there."""
+    contents = [path.read_bytes() for path in directory.rglob("*") if path.is_file()]
     return sum(struct.unpack("<q", c)[0] for c in contents if len(c) == struct.calcsize("<q"))
 
 

@@ -9,6 +9,7 @@ when a process dies, exactly the requests without a result go to a new one.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -17,6 +18,7 @@ from typing import Any
 
 from conf.errors import JobFailed
 from conf.groups import EngineConfig
+from conf.row_meter import METER, announced_rows
 from evaluation.engines.base import (
     Engine,
     GenerateRequest,
@@ -128,13 +130,20 @@ class EngineActor:
         *,
         adapter_dir: Path | None,
         log_path: Path,
+        rows_dir: Path | None,
     ) -> Iterator[Part]:
-        """Answer a shard with an adapter, or the base model; yields parts as results come."""
+        """Answer a shard with an adapter, or the base model; yields parts as results come.
+
+        rows_dir: where the rows are announced before they are computed.
+        """
         with logged(log_path):
+            METER.count_into(rows_dir)
+            before = METER.rows
             if adapter_dir != self._adapter_dir:
                 self._engine.set_adapter(adapter_dir)
                 self._adapter_dir = adapter_dir
             answered = _answered(self._engine, requests, options)
+            yield self._part([], checked_rows=METER.rows - before)
             for results in gathered(answered, seconds=SECONDS_PER_PART):
                 yield self._part(results)
             yield self._part([])  # rows computed after the last result
@@ -143,13 +152,15 @@ class EngineActor:
     def _engine(self) -> Engine:
         return self._spec.build()
 
-    def _part(self, results: list[Result]) -> Part:
+    def _part(self, results: list[Result], *, checked_rows: int = 0) -> Part:
+        """checked_rows: computed to check what was loaded, which the engine does not count."""
         rows, before = self._engine.rows_computed, self._rows
         self._rows = rows
+        overhead = self._engine.take_shared()
         return Part(
             results=results,
-            overhead=self._engine.take_shared(),
-            rows=rows - before,
+            overhead=replace(overhead, padding_tokens=overhead.padding_tokens + checked_rows),
+            rows=rows - before + checked_rows,
             kernels=kernels_of(self._engine),
             process_id=os.getpid(),
         )
@@ -176,7 +187,8 @@ def kernels_of(engine: Engine) -> dict[str, str]:
 class _Shard:
     """Requests of one engine process. pending: those without a result, by id.
 
-    unclaimed_rows: computed, and in no result and no overhead so far.
+    unclaimed_rows: computed, and in no result and no overhead so far. rows_dir: where its running
+    call announces rows; told_rows: those that its parts have told of.
     """
 
     number: int
@@ -184,20 +196,29 @@ class _Shard:
     stream: Any = None
     deaths: int = 0
     unclaimed_rows: int = 0
+    rows_dir: Path | None = None
+    told_rows: int = 0
+
+    def untold_rows(self) -> int:
+        """What the running call announced and no part told of."""
+        return 0 if self.rows_dir is None else announced_rows(self.rows_dir) - self.told_rows
 
 
 class ShardedEngine:
     """Several engine processes as one `Engine`; timed calls go to the first of them, alone.
 
-    Counts are sums over the processes. Of one that died, the rows that its last part told of and
-    that no result accounts for are billed as padding. What it computed after that part nobody
-    knows: those rows are on no bill, but the seconds they took are.
+    Counts are sums over the processes. Of one that died, all rows that it announced and that no
+    result accounts for are billed as padding.
     """
 
     def __init__(self, spec: EngineSpec, *, actors: int, log_dir: Path) -> None:
-        """Start nothing yet. log_dir: where the processes write; may be set anew for each job."""
+        """Start nothing yet. log_dir: where the processes write; may be set anew for each job.
+
+        rows_dir: where they announce their rows, too; None: nowhere.
+        """
         self.name = spec.config.name
         self.log_dir = log_dir
+        self.rows_dir: Path | None = None
         self.process_ids: dict[int, int] = {}  # by number, as the last part of each told
         self._spec = spec
         self._num_actors = actors
@@ -287,12 +308,16 @@ class ShardedEngine:
         """Give a shard's open requests to its process, a new one where there is none."""
         if shard.number not in self._actors:
             self._actors[shard.number] = _start(self._spec)
+        name = f"engine-{shard.number}-{time.time_ns()}"
+        shard.rows_dir = None if self.rows_dir is None else self.rows_dir / name
+        shard.told_rows = 0
         call = self._actors[shard.number].answer.options(num_returns="streaming")
         shard.stream = call.remote(
             list(shard.pending.values()),
             options,
             adapter_dir=self._adapter_dir,
             log_path=self.log_dir / f"engine-{shard.number}.log",
+            rows_dir=shard.rows_dir,
         )
 
     def _receive(self, running: Sequence[_Shard]) -> tuple[_Shard, Part | None]:
@@ -318,6 +343,7 @@ class ShardedEngine:
         overhead = part.overhead
         self.process_ids[shard.number] = part.process_id
         self._rows += part.rows
+        shard.told_rows += part.rows
         self._shared += overhead.shared_tokens
         self._padding += overhead.padding_tokens
         shard.unclaimed_rows += part.rows - overhead.shared_tokens - overhead.padding_tokens
@@ -331,9 +357,11 @@ class ShardedEngine:
     def _bury(self, shard: _Shard, error: Exception) -> None:
         """Bill what a dead process computed for nothing, and say what happens to its requests."""
         shard.deaths += 1
-        self._padding += shard.unclaimed_rows
-        shard.unclaimed_rows = 0
         _kill(self._actors.pop(shard.number))
+        untold = shard.untold_rows()
+        self._rows += untold
+        self._padding += shard.unclaimed_rows + untold
+        shard.unclaimed_rows = 0
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:MAX_REASON]}"
         if shard.pending and shard.deaths > MAX_RESTARTS:
             raise JobFailed(

@@ -155,7 +155,7 @@ class Evaluator:
             )
             self._engine_key = key
         if isinstance(self._engine, ShardedEngine):
-            self._engine.log_dir = work.log_path.parent
+            self._engine.log_dir, self._engine.rows_dir = work.log_path.parent, work.rows_dir
         self._engine.set_adapter(work.adapter_dir)
         self._loading_rows = METER.rows - before
         return self._engine, renderer

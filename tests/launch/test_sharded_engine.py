@@ -18,6 +18,7 @@ from conf.errors import ConfigError, JobFailed, ModelError
 from conf.groups import EngineConfig
 from conf.records import JournalEvent, SampleRecord
 from conf.resolve import resolve_arms
+from conf.row_meter import announced_rows
 from evaluation.engines.base import Engine, GenerateRequest, Overhead, ScoreRequest, ScoreResult
 from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
@@ -29,6 +30,7 @@ from launch.plan import build_plan
 from launch.planned import ModelSource, Plan, TaskFacts
 from launch.sharded_engine import MAX_RESTARTS, EngineSpec, Part, ShardedEngine
 from launch.store import JobDirectory, RunDirectory, renamed
+from tests.launch.embedding_hook import hooked, passes
 
 pytestmark = pytest.mark.all_cores
 
@@ -37,9 +39,16 @@ GPU = Machine(devices=4, devices_per_node=4, device="cuda", name="4 x test")
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[Any]:
+def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the embeddings of all processes count, see embedding_hook.py."""
+    return tmp_path_factory.mktemp("counts")
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(counts: Path) -> Iterator[Any]:
     """A private Ray with two CPUs, started as a run starts it."""
     before = dict(os.environ)
+    os.environ.update(hooked(counts))
     cluster.start(CPU)
     import ray
 
@@ -192,6 +201,27 @@ def test_a_process_killed_within_its_shard_loses_nothing_and_repeats_nothing(
 
     again = list(two.score(requests))  # the new process goes on serving
     assert logprobs(again) == logprobs(results)
+    two.close()
+
+
+@pytest.mark.slow
+def test_rows_of_a_killed_process_are_counted_to_the_last(
+    ray_cluster: Any, counts: Path, tiny_model_dir: Path, topic_task: Task, tmp_path: Path
+) -> None:
+    """Killed when it has told of nothing but its check of the loaded model."""
+    two = sharded(spec(tiny_model_dir, topic_task, name="transformers"), tmp_path)
+    two.rows_dir = tmp_path / "rows"
+    requests, before = score_requests(tiny_model_dir, topic_task) * 20, sum(passes(counts))
+    requests = [replace(r, id=f"{n}") for n, r in enumerate(requests)]
+    results: list[ScoreResult] = []
+    for result in two.score(requests):
+        if not results:
+            kill(two.process_ids[0])
+        results.append(result)
+    assert sorted(r.id for r in results) == sorted(r.id for r in requests)
+    check_counts(two, results)
+    assert two.rows_computed == sum(passes(counts)) - before
+    assert announced_rows(tmp_path / "rows") == two.rows_computed
     two.close()
 
 
