@@ -93,7 +93,7 @@ def submit(nodes: TwoNodes, *typed: str, storage: str = "storage") -> Submitted:
 
 def require_each_step_once(training: Submitted) -> None:
     assert [step["step"] for step in training.steps] == list(range(1, NUM_STEPS + 1))
-    (final,) = training.run.glob("arms/lora/final/checkpoint/manifest.json")
+    (final,) = training.run.glob("arms/lora/final/checkpoint/checkpoint.json")
     assert final.is_file()
 
 
