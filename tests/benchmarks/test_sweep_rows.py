@@ -193,7 +193,6 @@ def test_both_sides_of_the_memory_row_take_the_same_step(tiny_model_dir: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # a command of ours and four of the peer's, in new processes
 def test_the_makespan_row_end_to_end(tiny_model_dir: Path) -> None:
     setup = Setup(
         model_dir=tiny_model_dir, data=None, engine="forest", threads=1, items=2, rounds=1

@@ -200,7 +200,7 @@ def test_a_node_that_dies_before_the_training_starts(nodes: TwoNodes) -> None:
     """Planned for two workers, checked with two nodes, and one is left."""
     training = submit(nodes)
     log, deadline = training.run / "journal.jsonl", time.monotonic() + HANG_SECONDS
-    while not log.exists() or '"run_started"' not in log.read_text():
+    while not log.exists() or '"job_started"' not in log.read_text():  # the checks are over
         assert time.monotonic() < deadline, training.said()
         time.sleep(0.05)
     assert not training.steps
