@@ -30,13 +30,13 @@ from tests.launch.embedding_hook import billed, hooked, passes, processes_of
 from tests.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
-# Some 90 s undisturbed on two cores: 900 steps, and four arms that answer 96 items.
+# Some 60 s undisturbed on two free cores: 400 steps, and four arms that answer 96 items.
 RUN = (
     *("+exp=lora", "model=tiny", "run.name=r", "tracking=none", "engine.latency_requests=0"),
     *("+method@arms.few_shot=few_shot", "arms.few_shot.num_shots=2"),
     *("+method@arms.chain_of_thought=chain_of_thought", "general.items=0"),
     *("task.limit.train=160", "task.limit.validation=48", "task.limit.test=48"),
-    *("trainer.epochs=100", "trainer.max_steps=900", "trainer.state_every_steps=10"),
+    *("trainer.epochs=100", "trainer.max_steps=400", "trainer.state_every_steps=10"),
 )
 GAP_SECONDS = (20.0, 40.0)
 GONE_SECONDS = 60.0
