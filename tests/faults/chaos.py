@@ -42,7 +42,9 @@ GAP_SECONDS = (20.0, 40.0)
 GONE_SECONDS = 60.0
 TITLES = {"worker": ("fit_here", "RayTrainWorker"), "engine": ("Evaluator", "EngineActor")}
 TIMES = ("step_seconds", "device_seconds", "usd", "flops_share", "peak_memory_bytes")
-ANSWER = ("set", "item_id", "repeat", "draw", "paraphrase", "num_shots", "step", "call")
+ANSWER = (
+    *("set", "item_id", "repeat", "draw", "paraphrase", "num_shots", "step", "call", "answer_by"),
+)
 
 
 @dataclass(frozen=True)
