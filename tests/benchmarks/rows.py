@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from tests.benchmarks.actor_rows import two_actors
 from tests.benchmarks.comparing import Setup
 from tests.benchmarks.generation_rows import GENERATION, generation
 from tests.benchmarks.harness import Result
@@ -50,6 +51,7 @@ def benchmarks() -> dict[str, Callable[[Setup], list[Result]]]:
     found |= {"sweep_makespan": sweep_makespan, "sweep_halving": sweep_halving}
     found |= {"loss": loss_rows, "lora_layer": lora_step}
     found |= {"loop_overhead": loop_overhead, "planner_seconds": planner_seconds}
+    found |= {"two_actors": two_actors}
     return found
 
 
