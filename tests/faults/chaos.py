@@ -91,7 +91,7 @@ def require_as_undisturbed(root: Path, undisturbed: Left) -> None:
         [s["step"] for s in left.steps] == list(range(1, len(undisturbed.steps) + 1)),
         "a step is missing or there twice",
     )
-    require(left.steps == undisturbed.steps, "a loss differs")
+    require(left.steps == undisturbed.steps, _difference(left.steps, undisturbed.steps))
     require(left.weights == undisturbed.weights, "the weights differ")
     for arm, answers in left.answers.items():
         keys = [answer[: len(ANSWER)] for answer in answers]
@@ -105,6 +105,15 @@ def require_as_undisturbed(root: Path, undisturbed: Left) -> None:
     require(set(done.values()) == {1}, f"a job ran to its end twice: {done}")
     told, computed = billed(root / "r"), sum(passes(root))
     require(told == computed, f"{told} tokens billed, {computed} computed")
+
+
+def _difference(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> str:
+    """The first step that differs, and in what."""
+    for a, b in zip(found, wanted, strict=True):
+        fields = [f"{name} {a.get(name)} for {b[name]}" for name in b if a.get(name) != b[name]]
+        if fields:
+            return f"step {a['step']} differs: {', '.join(fields)}"
+    return ""
 
 
 class Run:
@@ -180,15 +189,16 @@ class Chaos:
     def run(self) -> None:
         """One undisturbed run, then killed ones until the time is over, each to its end."""
         draw = random.Random(self.seed)
-        with tempfile.TemporaryDirectory(prefix="chaos", dir="/tmp") as directory:
-            undisturbed = self._one(Path(directory) / "undisturbed", lambda run: None)
-            say(f"undisturbed: final loss {undisturbed.steps[-1]['loss']}")
-            end = time.monotonic() + self.seconds
-            while time.monotonic() < end:
-                self.num_runs += 1
-                root = Path(directory) / f"run-{self.num_runs}"
-                self._one(root, lambda run: self._disturb(run, draw, end), undisturbed)
-                say(f"run {self.num_runs}: final loss, records, answers and bill as undisturbed")
+        directory = Path(tempfile.mkdtemp(prefix="chaos", dir="/tmp"))  # stays where a run fails
+        undisturbed = self._one(directory / "undisturbed", lambda run: None)
+        say(f"undisturbed: final loss {undisturbed.steps[-1]['loss']}")
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            self.num_runs += 1
+            root = directory / f"run-{self.num_runs}"
+            self._one(root, lambda run: self._disturb(run, draw, end), undisturbed)
+            say(f"run {self.num_runs}: final loss, records, answers and bill as undisturbed")
+        directory.rmdir()
 
     def _one(
         self, root: Path, disturb: Callable[[Run], None], undisturbed: Left | None = None
@@ -201,7 +211,10 @@ class Chaos:
         finally:
             run.end()
         left = Left.by(root / "r")
-        require_as_undisturbed(root, undisturbed or left)
+        try:
+            require_as_undisturbed(root, undisturbed or left)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; all of it: {root}") from None
         shutil.rmtree(root)
         return left
 
