@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 # The other product must win by half, or torch's own stays. They round differently, so trainings are
 # equal only where all choose alike: on an AMD EPYC of Zen 3, where the two are equally fast, the
-# ratio lay between 0.84 and 1.27 beside a training, 8 of 175 times above 1.15. On one of Zen 5 it
+# ratio lay between 0.84 and 1.27 beside a training, 8 of 175 times at 1.15 or more. On Zen 5 it
 # is 440 to 193 GFLOP/s.
 MARGIN = 1.5
 REPEATS = 12  # of 2 to 5 ms each
