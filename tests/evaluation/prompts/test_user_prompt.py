@@ -152,9 +152,9 @@ def test_mistakes_are_refused_with_their_line(
     ],
 )
 def test_hostile_templates_are_refused_at_once(tmp_path: Path, hostile: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     error = refusal_of(tmp_path, f"# layout\n{{{{ input }}}}\n{hostile}\n")
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
     assert error.where.endswith(":3")
 
 
@@ -166,13 +166,13 @@ def test_hostile_templates_are_refused_at_once(tmp_path: Path, hostile: str) -> 
     ],
 )
 def test_output_is_bounded(tmp_path: Path, large: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     path = tmp_path / "prompt.md"
     path.write_text(f"# layout\n{{{{ input }}}}\n{large}")
     item = make_item("x" * 400, label="spam")
     with pytest.raises(ConfigError):
         first_call(get_style(str(path)), item, CONTEXT)
-    assert time.monotonic() - started < 3
+    assert time.thread_time() - started < 3
 
 
 def test_an_items_text_is_never_a_template(tmp_path: Path) -> None:
