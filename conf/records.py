@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -339,33 +340,52 @@ def to_dict(record: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[T], data: dict[str, Any]) -> T:
     """A record from its dictionary; unknown keys are dropped, so newer files stay readable."""
-    hints = _hints(typing.cast(Any, cls))
-    return cls(**{name: _revive(hints[name], data[name]) for name in hints if name in data})
+    revivers = _revivers(typing.cast(Any, cls))
+    return cls(**{k: _revived(revivers[k], v) for k, v in data.items() if k in revivers})
+
+
+Reviver = Callable[[Any], Any] | None  # gives a value from JSON its type back; None: it has it
+
+
+def _revived(revive: Reviver, value: Any) -> Any:
+    return value if revive is None or value is None else revive(value)
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    """Field types of a record; resolving them took two thirds of reading a record."""
+def _revivers(cls: type) -> dict[str, Reviver]:
+    """By field of a record; resolving its types took two thirds of reading it."""
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return {f.name: _reviver(hints[f.name]) for f in dataclasses.fields(cls)}
 
 
-def _revive(hint: Any, value: Any) -> Any:
-    """Give nested dataclasses and tuples their types back."""
-    if value is None:
-        return None
-    origin = typing.get_origin(hint)
+def _reviver(hint: Any) -> Reviver:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        inner = [h for h in typing.get_args(hint) if h is not type(None)]
-        records = [h for h in inner if dataclasses.is_dataclass(h)]
-        is_one = len(inner) == 1 or (len(records) == 1 and isinstance(value, dict))
-        return _revive((records or inner)[0], value) if is_one else value
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(typing.cast(type[Any], hint), value)
-    if origin is tuple:
-        return tuple(_revive(typing.get_args(hint)[0], v) for v in value)
-    if origin is list:
-        return [_revive(typing.get_args(hint)[0], v) for v in value]
+        return _union_reviver([h for h in args if h is not type(None)])
+    if dataclasses.is_dataclass(hint):
+        cls = typing.cast(type[Any], hint)
+        return lambda value: from_dict(cls, value) if isinstance(value, dict) else value
+    if hint is str:
+        return _shared
+    if origin in (tuple, list):
+        element = _reviver(args[0])
+        return lambda values: origin(_revived(element, v) for v in values)
     if origin is dict:
-        return {k: _revive(typing.get_args(hint)[1], v) for k, v in value.items()}
-    return value
+        entry = _reviver(args[1])
+        return lambda values: {_shared(k): _revived(entry, v) for k, v in values.items()}
+    return None
+
+
+def _union_reviver(hints: Sequence[Any]) -> Reviver:
+    """Of several types the one that is a record, for a dictionary; else the value as it is."""
+    if len(hints) == 1:
+        return _reviver(hints[0])
+    records = [h for h in hints if dataclasses.is_dataclass(h)]
+    if len(records) != 1:
+        return None
+    return _reviver(records[0])
+
+
+def _shared(value: Any) -> Any:
+    """Equal names as one object: 77 labels in each of many records are most of what they hold."""
+    return sys.intern(value) if type(value) is str else value

@@ -75,6 +75,16 @@ def test_newer_files_stay_readable() -> None:
     assert from_dict(LedgerLine, line) == LedgerLine(job="j", arm=None, purpose="test")
 
 
+def test_names_of_many_records_are_one_object_each() -> None:
+    """Those of 77 labels took more than half of what a record held."""
+    sample = SampleRecord(arm="few_shot", item_id="1", set="test", label_logprobs={"a label": -1.0})
+    line = json.dumps(to_dict(sample))
+    first, second = (from_dict(SampleRecord, json.loads(line)) for _ in range(2))
+    assert first == second == sample
+    assert first.arm is second.arm
+    assert next(iter(first.label_logprobs or {})) is next(iter(second.label_logprobs or {}))
+
+
 @given(st.dictionaries(text, st.integers() | text, max_size=5))
 def test_hash_does_not_depend_on_the_order_of_keys(value: dict[str, object]) -> None:
     reordered = dict(reversed(list(value.items())))
