@@ -27,7 +27,7 @@ from conf.groups import EngineConfig
 
 if TYPE_CHECKING:
     from evaluation.engines.base import Engine
-    from launch.sharded_engine import EngineSpec
+    from launch.engine_process import EngineSpec
 
 BASE_NAME = "base"
 LOOK_SECONDS = 0.1

@@ -28,7 +28,7 @@ from launch.search.trials import Trial
 from launch.store import read_events
 
 if TYPE_CHECKING:
-    from launch.sharded_engine import EngineSpec
+    from launch.engine_process import EngineSpec
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -175,7 +175,7 @@ def _kept(work: AnswerWork) -> Iterator[Any]:
 
 
 def _engine_spec(work: AnswerWork) -> EngineSpec:
-    from launch.sharded_engine import EngineSpec
+    from launch.engine_process import EngineSpec
 
     arm, machine = work.arm, work.machine
     return EngineSpec(
@@ -221,7 +221,7 @@ def _agreement(engine: Any, work: AnswerWork) -> Iterator[LedgerLine]:
 
 def _with_kernels(events: Iterator[Any], engine: Any, work: AnswerWork) -> Iterator[Any]:
     """A job's events, and once, when the engine knows it, what each kernel runs as and why."""
-    from launch.sharded_engine import kernels_of
+    from launch.engine_process import kernels_of
 
     is_told = False
     for event in events:

@@ -24,11 +24,12 @@ from evaluation.prompts.rendering import Renderer
 from evaluation.tasks import Task
 from launch import cluster, sharded_engine, workers
 from launch.compose import compose_config
+from launch.engine_process import EngineSpec, Part
 from launch.jsonl import read_lines
 from launch.placement import Machine, engine_actors
 from launch.plan import build_plan
 from launch.planned import ModelSource, Plan, TaskFacts
-from launch.sharded_engine import MAX_RESTARTS, EngineSpec, Part, ShardedEngine
+from launch.sharded_engine import MAX_RESTARTS, ShardedEngine
 from launch.store import JobDirectory, RunDirectory, renamed
 from tests.launch.embedding_hook import hooked, passes
 

@@ -17,7 +17,7 @@ import pytest
 from conf.errors import ConfigError, JobFailed
 from conf.groups import EngineConfig
 from evaluation.engines.base import GenerateRequest
-from launch.sharded_engine import EngineSpec
+from launch.engine_process import EngineSpec
 from launch.vllm_server import check_vllm, served_engine
 from tests.evaluation.endpoint_server import answer_to
 
