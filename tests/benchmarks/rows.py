@@ -15,6 +15,7 @@ from tests.benchmarks.generation_rows import GENERATION, generation
 from tests.benchmarks.harness import Result
 from tests.benchmarks.loss_rows import LOSSES, lora_step, loss_rows
 from tests.benchmarks.memory_rows import peak_memory
+from tests.benchmarks.orchestration_rows import orchestration
 from tests.benchmarks.pack_memory import pack_memory
 from tests.benchmarks.pack_rows import PACKS, packed_adapters
 from tests.benchmarks.planner_rows import PLANNER, loop_overhead, planner_seconds
@@ -51,7 +52,7 @@ def benchmarks() -> dict[str, Callable[[Setup], list[Result]]]:
     found |= {"sweep_makespan": sweep_makespan, "sweep_halving": sweep_halving}
     found |= {"loss": loss_rows, "lora_layer": lora_step}
     found |= {"loop_overhead": loop_overhead, "planner_seconds": planner_seconds}
-    found |= {"two_actors": two_actors}
+    found |= {"two_actors": two_actors, "orchestration": orchestration}
     return found
 
 
