@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from conf.hashing import plain
 
 SCHEMA_VERSION = 1
+NAME_CHARACTERS = 64  # of a name that is worth sharing between records; more is text
 
 # Why tokens were computed; one ledger line has one of these.
 PURPOSES = (
@@ -340,6 +340,8 @@ def to_dict(record: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[T], data: dict[str, Any]) -> T:
     """A record from its dictionary; unknown keys are dropped, so newer files stay readable."""
+    if not isinstance(data, dict):
+        raise TypeError(f"found {type(data).__name__}, not an object")
     revivers = _revivers(typing.cast(Any, cls))
     return cls(**{k: _revived(revivers[k], v) for k, v in data.items() if k in revivers})
 
@@ -388,4 +390,11 @@ def _union_reviver(hints: Sequence[Any]) -> Reviver:
 
 def _shared(value: Any) -> Any:
     """Equal names as one object: 77 labels in each of many records are most of what they hold."""
-    return sys.intern(value) if type(value) is str else value
+    is_name = type(value) is str and len(value) <= NAME_CHARACTERS
+    return _first_equal(value) if is_name else value
+
+
+@functools.lru_cache(maxsize=512)
+def _first_equal(name: str) -> str:
+    """Not sys.intern: its table grows by all names ever seen, those of items too."""
+    return name
