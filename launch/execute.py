@@ -155,9 +155,8 @@ class Executor(JobContext):
         assert isinstance(method, (FullMethod, LoraMethod, PeftMethod))
         rows = self.directory(self.plan.job(f"rows:{arm.name}")).path.resolve()
         facts = json.loads((rows / "rows.json").read_text(encoding="utf-8"))
-        is_pack = job.kind == "search"
         left = cluster.machine_left(self.machine, self.config.cluster)
-        asked = 1 if is_pack else workers_of(self.config, self.machine)
+        asked = workers_of(self.config, self.machine)
         count = workers_left(asked, left, batch_size=arm.trainer.batch_size)
         place = self.places[arm.name]
         return TrainJob(

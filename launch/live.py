@@ -17,8 +17,8 @@ from evaluation.statistics import wilson
 from launch.planned import STEPPING_KINDS, Job, Plan
 from launch.scheduler import JobState
 
-# Without a terminal, a line at least this often, so that a log shows life.
-LINE_SECONDS = 5.0
+# Without a terminal, a line this often, so that a log shows life; one that says the same, less so.
+LINE_SECONDS, SAME_LINE_SECONDS = 5.0, 30.0
 SHARED = "(shared)"
 
 
@@ -46,7 +46,7 @@ class Live:
         self._states: dict[str, JobState] = {}
         self._arms = {row_of(j): _Arm() for j in plan.jobs}
         self._note = ""
-        self._last_line = 0.0
+        self._last_line, self._last_told = 0.0, ""
         self._begun = time.monotonic()
         self._rich: RichLive | None = None
 
@@ -117,10 +117,14 @@ class Live:
     def tick(self, states: dict[str, JobState]) -> None:
         """Called often; without a terminal it prints a line now and then."""
         self._states = states
-        if self._rich is None and time.monotonic() - self._last_line >= LINE_SECONDS:
-            running = [s for s in states.values() if s.status == "running"]
-            text = "; ".join(f"{s.job.id} {self._far(s)}".rstrip() for s in running)
-            self._say(f"  {time.monotonic() - self._begun:5.0f} s  {text or 'waiting'}")
+        silent_seconds = time.monotonic() - self._last_line
+        if self._rich is not None or silent_seconds < LINE_SECONDS:
+            return
+        running = [s for s in states.values() if s.status == "running"]
+        told = "; ".join(f"{s.job.id} {self._far(s)}".rstrip() for s in running) or "waiting"
+        if told != self._last_told or silent_seconds >= SAME_LINE_SECONDS:
+            self._last_told = told
+            self._say(f"  {time.monotonic() - self._begun:5.0f} s  {told}")
 
     def _say(self, text: str) -> None:
         if self._rich is None:

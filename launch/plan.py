@@ -281,7 +281,6 @@ def _search_job(arm: Arm, *, facts: _Facts, rows: Job, trials: Sequence[Trial]) 
         training,
         id=f"search:{arm.name}",
         kind="search",
-        devices=threads_of(1, facts.machine),  # a pack has one worker
         key=sha256_of({"kind": "search", "trials": keys, **_search_rules(facts)}),
     )
 

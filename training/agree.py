@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
+
+from training.job import PeerLost
 
 
 def number_from_rank_0(value: int, *, device: str) -> int:
@@ -29,3 +34,22 @@ def is_true_everywhere(value: bool, *, device: str) -> bool:
     told = torch.tensor(int(value), dtype=torch.int64, device=device)
     dist.all_reduce(told, op=dist.ReduceOp.MIN)
     return bool(told)
+
+
+@contextmanager
+def peers_named(when: str, *, rank: int, world_size: int) -> Iterator[None]:
+    """Say of a collective that failed what it means: another worker is not there any more.
+
+    Raises:
+        PeerLost: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
+            raise
+        raise PeerLost(
+            f"worker {rank} of {world_size} got no answer from another in {when}: "
+            f"{text.partition('. This is typically')[0][:300]}"
+        ) from error

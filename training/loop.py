@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +16,12 @@ from safetensors import SafetensorError
 from conf.errors import ClusterError, JobFailed, MachineFailed
 from conf.records import Progress, RenderedExample, TrainRecord, TrainSummary
 from training import engine as engines
-from training.agree import text_from_rank_0
+from training.agree import peers_named, text_from_rank_0
 from training.checkpoint import directory_bytes, gathered_state, write_checkpoint
 from training.data import num_targets, read_rows
 from training.estimate import BYTES_PER_VALUE, choose
 from training.job import (
     FINAL,
-    PeerLost,
     Runtime,
     TrainJob,
     checkpoint_directory,
@@ -169,7 +167,9 @@ def _run_steps(training: _Training, engine: engines.Engine, *, saved: SavedState
     telemetry = Telemetry(job, rows=training.rows, device=engine.device)
     saver = StateSaver(job=job, runtime=training.runtime, engine=engine, note=note, resumed=saved)
     for step in passes.steps(first=done + 1, last=last):
-        with _peers_named(step.step, training=training):
+        with peers_named(
+            f"step {step.step}", rank=training.runtime.global_rank, world_size=job.world_size
+        ):
             record = _take_step(
                 step, training=training, engine=engine, passes=passes, telemetry=telemetry
             )
@@ -184,21 +184,6 @@ def _run_steps(training: _Training, engine: engines.Engine, *, saved: SavedState
                 saver.after(done, totals=totals, is_point=done in points, is_end=is_end)
         if done == training.until:
             break
-
-
-@contextmanager
-def _peers_named(step: int, *, training: _Training) -> Iterator[None]:
-    """Say of a collective that failed what it means: another worker is not there any more."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
-            raise
-        raise PeerLost(
-            f"worker {training.runtime.global_rank} of {training.job.world_size} got no answer "
-            f"from another in step {step}: {text.partition('. This is typically')[0][:300]}"
-        ) from error
 
 
 def _require_room(training: _Training, engine: engines.Engine, *, points: int) -> None:

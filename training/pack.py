@@ -6,51 +6,41 @@ computes is what it computes alone, to rounding, whoever is beside it. A trial w
 gradient norm is not finite fails and leaves; nobody else is touched. At a rung, a share of a
 trial's steps, it is scored on the validation items, and a judge says who is dropped.
 
-One worker. For more of them a trial's batch would be dealt out as training/sharding.py does, its
-gradients summed over workers before clipping (adapters are small: one all-reduce of all trials
-together), and the judge's word taken from rank 0; the base may be sharded by ZeRO-3 only with its
-layers gathered around `grouped_lora`. Until then a larger sweep is several packs of one worker
-each. After each rung, and when it is asked to stop, the pack saves its state and goes on from it.
+Several workers share each trial's batch as those of any training do (training/sharding.py), and
+score parts of a rung's items: see training/pack_workers.py. The base is whole on each of them.
+After each rung, and when it is asked to stop, the pack saves its state and goes on from it, on any
+number of workers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from conf.checkpoint_records import ProbeItem
 from conf.errors import JobFailed, MachineFailed
-from conf.records import Progress
+from conf.records import Progress, TrainRecord
 from conf.trial_records import RungScore, TrialOutcome
-from kernels.memory import is_out_of_memory
 from training.checkpoint import directory_bytes, gathered_state, write_checkpoint
 from training.data import read_rows
 from training.item_trees import ItemTrees
 from training.job import Runtime, TrainJob, checkpoint_directory, point_name
+from training.model import linear_choice
 from training.pack_model import PackModel, Part
-from training.pack_scores import Scored, read_items, score_items
+from training.pack_passes import PackPasses, TrialStep
+from training.pack_scores import read_items, score_items
 from training.pack_state import PackState, pack_sha256, read_pack_state, write_pack_state
 from training.pack_trial import Trial, adapter_name, check_job
+from training.pack_workers import Workers
 from training.probe import PROBE_ROWS, continued, probe_item
 from training.telemetry import peak_memory_bytes
 
 DONE, DROPPED, FAILED = "done", "dropped", "failed"
-
-
-@dataclass(slots=True)
-class _Step:
-    """What one trial did in a step of the pack."""
-
-    trial: Trial
-    parts: list[Part]
-    tokens: int
-    loss: float = 0.0
-    values: tuple[float, float, float] | None = field(default=None)  # None: it failed
 
 
 class Pack:
@@ -82,17 +72,17 @@ class Pack:
         self.outcomes: dict[int, TrialOutcome] = {}
         self.scores: dict[int, dict[int, RungScore]] = {rung: {} for rung in range(len(rungs))}
         self._first, self._runtime, self._rungs = jobs[0], runtime, tuple(rungs)
+        self.workers = Workers(runtime, device=jobs[0].device)
         self._rows = read_rows(Path(jobs[0].rows_path))
         self._items = read_items(rung_rows_path)
         self._trees = ItemTrees.of(self._items)
         self._sha256 = pack_sha256(jobs, rung_rows_path=rung_rows_path, rungs=rungs)
-        state = read_pack_state(jobs[0].output_dir, pack=self._sha256)
+        state = self._newest_state()
         jobs = [job for job in jobs if state is None or job.trial in state.totals]
-        is_swapped = None if state is None else state.is_linear_swapped
-        self._model = PackModel(
-            jobs[0], adapter=adapter_name(jobs[0]), is_linear_swapped=is_swapped
+        self._model = PackModel(jobs[0], adapter=adapter_name(jobs[0]), linear=self._linear(state))
+        self._passes = PackPasses(
+            self._model, workers=self.workers, device=jobs[0].device, note=self._note
         )
-        self._max_tokens = self._model.layout.max_tokens
         self._enter(jobs[0])
         for job in jobs[1:]:
             self.add(job)
@@ -100,13 +90,30 @@ class Pack:
             self._go_on(state)
         self._note(f"{len(jobs)} trials; linear: {self._model.reason}")
 
+    def _newest_state(self) -> PackState | None:
+        """On all workers; the first one tidies up behind a process that died while it saved."""
+
+        def read() -> PackState | None:
+            return read_pack_state(self._first.output_dir, pack=self._sha256)
+
+        if not self.workers.is_alone:
+            self.workers.first_does(read)
+        return read()
+
+    def _linear(self, state: PackState | None) -> tuple[bool, str]:
+        """Which linear product all attempts and workers take: they round differently."""
+        if state is not None:
+            return state.is_linear_swapped, "as the attempt before"
+        is_swapped, reason = linear_choice(self._first, stage=0)
+        return bool(self.workers.number_of_first(int(is_swapped))), reason
+
     def _go_on(self, state: PackState) -> None:
         self.outcomes = {outcome.trial: outcome for outcome in state.outcomes}
         for score in state.scores:
             self.scores[score.rung][score.trial] = score
         for number, trial in self.live.items():
             trial.go_on(state.totals[number], state.tensors(number))
-        self._max_tokens = state.max_tokens
+        self._passes.max_tokens = state.max_tokens
 
     def save_state(self) -> None:
         """Write where all trials are, so that another process can go on from here.
@@ -114,6 +121,9 @@ class Pack:
         Raises:
             MachineFailed: no room; the state before is still there.
         """
+        self.workers.first_does(self._write_state)
+
+    def _write_state(self) -> None:
         try:
             write_pack_state(
                 self._first.output_dir,
@@ -122,7 +132,7 @@ class Pack:
                 outcomes=self.outcomes.values(),
                 scores=[score for of in self.scores.values() for score in of.values()],
                 is_linear_swapped=self._model.is_linear_swapped,
-                max_tokens=self._max_tokens,
+                max_tokens=self._passes.max_tokens,
             )
         except (OSError, SafetensorError) as error:
             raise MachineFailed(f"the state of the search was not saved: {error}") from error
@@ -159,12 +169,18 @@ class Pack:
             MachineFailed: no room.
         """
         own = self.live[trial]
-        probe = self._probe(own)
-        names = frozenset(name for name, _ in self._model.named_parameters(own.adapter))
+        rows = [continued(row) for row in self._rows[:PROBE_ROWS]]
+        parts = [Part(own.adapter, [row]) for row in rows]
+        own.probe_tokens += sum(map(self._model.num_tokens, parts))
         directory = checkpoint_directory(
             Path(own.job.output_dir) / "trials" / str(trial),
             point_name(own.step, total_steps=own.total_steps),
         )
+        self.workers.first_does(lambda: self._write(own, directory, probe=self._probe(parts)))
+        return directory
+
+    def _write(self, own: Trial, directory: Path, *, probe: tuple[ProbeItem, ...]) -> None:
+        names = frozenset(name for name, _ in self._model.named_parameters(own.adapter))
         try:
             write_checkpoint(
                 directory,
@@ -179,22 +195,20 @@ class Pack:
             )
         except (OSError, SafetensorError) as error:
             raise MachineFailed(f"{directory} was not saved: {error}") from error
-        return directory
 
     def step(self) -> None:
-        """One optimizer step of every live trial, and their records."""
-        started = time.perf_counter()
-        steps = []
-        for trial in self.live.values():
-            parts = trial.next_parts()
-            tokens = sum(map(self._model.num_tokens, parts))
-            steps.append(_Step(trial=trial, parts=parts, tokens=tokens))
-        self._backward(steps)
+        """One optimizer step of every live trial, and their records.
+
+        Raises:
+            JobFailed, PeerLost: see `PackPasses.backward`.
+        """
+        started_ns = time.perf_counter_ns()
+        steps = self._passes.backward(self.live.values())
         reasons = {step.trial.number: _update(step) for step in steps}
-        seconds = time.perf_counter() - started
+        seconds = self.workers.seconds_since(started_ns)
         total = sum(step.tokens for step in steps)
-        memory = peak_memory_bytes(self._first.device)
         for step in steps:
+            step.trial.redone_tokens += step.redone_tokens
             share = seconds * step.tokens / total
             if step.values is None:
                 step.trial.redone_tokens += step.tokens
@@ -207,9 +221,9 @@ class Pack:
                 step.values,
                 tokens=step.tokens,
                 seconds=share,
-                peak_memory_bytes=memory,
+                peak_memory_bytes=self._passes.peaks,
             )
-            self._runtime.report(record)
+            self._report(record)
         self._note(f"{len(self.live)} trials train")
 
     def reached(self) -> Iterator[int]:
@@ -239,74 +253,26 @@ class Pack:
             else:
                 self._leave(trial, status=DONE, checkpoint=directory)
 
-    def _backward(self, steps: Sequence[_Step]) -> None:
-        """Forward and backward of all parts; gradients stay where they belong.
-
-        Raises:
-            JobFailed: one part alone does not fit into memory.
-        """
-        owners = [(step, part) for step in steps for part in step.parts]
-        parts = [part for _, part in owners]
-        while True:
-            losses: list[float] = []
-            try:
-                for together in self._model.passes(parts, max_tokens=self._max_tokens):
-                    losses += self._model.backward(together)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._shrink(owners, done=len(losses))
-                continue
-            for (step, _), loss in zip(owners, losses, strict=True):
-                step.loss += loss
-            return
-
-    def _shrink(self, owners: Sequence[tuple[_Step, Part]], *, done: int) -> None:
-        """Half the tokens in a pass from now on; the step is taken again.
-
-        done: parts that were computed in vain; the pass that failed is counted as well.
-        """
-        parts = [part for _, part in owners]
-        failed = next(self._model.passes(parts[done:], max_tokens=self._max_tokens))
-        if len(failed) == 1:
-            raise JobFailed(
-                f"out of memory with {len(failed[0].rows)} rows of one trial in a pass. Try "
-                "trainer.micro_batch_size=1, or trainer.activation_checkpointing=true."
-            )
-        for step, part in owners[: done + len(failed)]:
-            step.trial.redone_tokens += self._model.num_tokens(part)
-        for trial in self.live.values():
-            trial.forget_gradients()
-        tried = sum(map(self._model.num_tokens, failed))
-        self._max_tokens = tried // 2
-        self._note(f"out of memory: at most {self._max_tokens} tokens in a pass from now on")
-
     def _score(self, trial: Trial, rung: int) -> None:
         """Score a trial at a rung; once where rungs fall on the same step. It may fail by it."""
         number = trial.number
         same = [of for of in self.scores.values() if number in of and of[number].step == trial.step]
-        tokens, seconds = 0, 0.0
         if same:
-            before = same[0][number]
-            found = Scored(
-                metric=before.metric, per_item=before.per_item, tie_break=before.tie_break
-            )
-        else:
-            self._note(f"rung {rung}: trial {number} is scored")
-            started = time.perf_counter()
-            tokens = self._trees.num_tokens(max_tokens=self._max_tokens)
-            trial.scored_tokens += tokens
-            try:
-                logprobs: list[list[float]] = []
-                for passed in self._trees.passes(max_tokens=self._max_tokens):
-                    logprobs += self._model.item_logprobs(trial.adapter, self._trees, passed)
-                found = score_items(self._items, logprobs)
-            except JobFailed as error:
-                self._leave(trial, status=FAILED, reason=f"rung {rung}: {error}")
-                return
-            finally:
-                seconds = (time.perf_counter() - started) * self._first.devices
-                trial.device_seconds += seconds
+            before = dataclasses.replace(same[0][number], rung=rung, tokens=0, device_seconds=0.0)
+            self.scores[rung][number] = before
+            return
+        self._note(f"rung {rung}: trial {number} is scored")
+        started_ns = time.perf_counter_ns()
+        tokens = self._trees.num_tokens(max_tokens=self._passes.max_tokens)
+        logprobs = self._item_logprobs(trial)
+        seconds = self.workers.seconds_since(started_ns) * self._first.devices
+        trial.scored_tokens += tokens
+        trial.device_seconds += seconds
+        try:
+            found = score_items(self._items, logprobs)
+        except JobFailed as error:
+            self._leave(trial, status=FAILED, reason=f"rung {rung}: {error}")
+            return
         self.scores[rung][number] = RungScore(
             trial=number,
             rung=rung,
@@ -318,22 +284,33 @@ class Pack:
             device_seconds=seconds,
         )
 
-    def _probe(self, trial: Trial) -> tuple[ProbeItem, ...]:
-        """What the trained model says of the first training rows, as training/probe.py."""
-        rows = self._rows[:PROBE_ROWS]
-        parts = [Part(trial.adapter, [continued(row)]) for row in rows]
-        trial.probe_tokens += sum(map(self._model.num_tokens, parts))
+    def _item_logprobs(self, trial: Trial) -> list[list[float]]:
+        """Log p of each row of each item under a trial, whose passes are dealt out to the workers.
+
+        What another worker computes is 0 here, and all are summed.
+        """
         found: list[list[float]] = []
-        for together in self._model.passes(parts, max_tokens=self._max_tokens):
+        for number, passed in enumerate(self._trees.passes(max_tokens=self._passes.max_tokens)):
+            if number % self.workers.count == self.workers.rank:
+                found += self._model.item_logprobs(trial.adapter, self._trees, passed)
+            else:
+                found += [[0.0] * len(tree.row_targets) for tree in passed]
+        return self.workers.summed_rows(found)
+
+    def _probe(self, parts: Sequence[Part]) -> tuple[ProbeItem, ...]:
+        """What the trained model says of the first training rows, as training/probe.py."""
+        found: list[list[float]] = []
+        for together in self._model.passes(parts, max_tokens=self._passes.max_tokens):
             found += self._model.logprobs(together)
-        pairs = zip(rows, found, strict=True)
+        pairs = zip(self._rows, found, strict=False)
         return tuple(probe_item(row, logprob=logprob) for row, (logprob,) in pairs)
 
     def _leave(
         self, trial: Trial, *, status: str, reason: str = "", checkpoint: Path | None = None
     ) -> None:
         number = trial.number
-        written = 0 if checkpoint is None else directory_bytes(checkpoint)
+        is_here = checkpoint is not None and self.workers.is_first
+        written = directory_bytes(checkpoint) if checkpoint is not None and is_here else 0
         self.outcomes[number] = TrialOutcome(
             trial=number,
             status=status,
@@ -344,7 +321,7 @@ class Pack:
             summary=trial.summary(
                 base_parameters=self._model.total_parameters,
                 checkpoint_bytes=written,
-                peak_memory_bytes=peak_memory_bytes(self._first.device),
+                peak_memory_bytes=max(peak_memory_bytes(self._first.device), *self._passes.peaks),
             ),
         )
         del self.live[number]
@@ -357,10 +334,14 @@ class Pack:
         taken = sum(outcome.summary.steps for outcome in self.outcomes.values())
         done = taken + sum(trial.step for trial in self.live.values())
         total = taken + sum(trial.total_steps for trial in self.live.values())
-        self._runtime.report(Progress(done=done, total=total, unit="steps", note=note))
+        self._report(Progress(done=done, total=total, unit="steps", note=note))
+
+    def _report(self, record: TrainRecord | Progress) -> None:
+        if self.workers.is_first:
+            self._runtime.report(record)
 
 
-def _update(step: _Step) -> str:
+def _update(step: TrialStep) -> str:
     """Finish a trial's step; why it failed, or empty."""
     try:
         step.values = step.trial.update(step.loss)

@@ -86,11 +86,11 @@ class PackModel:
     """A base model with the adapters of a pack. layout: how one trial's rows become parts."""
 
     def __init__(
-        self, job: TrainJob, *, adapter: str, is_linear_swapped: bool | None = None
+        self, job: TrainJob, *, adapter: str, linear: tuple[bool, str] | None = None
     ) -> None:
         """Load the base of a job, with its adapter.
 
-        is_linear_swapped: which linear product to take; None: the faster one.
+        linear: as of `linear_choice`; None: what that says here.
 
         Raises:
             ModelError, ConfigError: a model or method that cannot be packed; see `add`.
@@ -99,11 +99,7 @@ class PackModel:
         self._ranges = RowRanges()
         self._last = ""  # an adapter that is to go, and is the only one
         self._impl = usable("grouped_lora", job).impl
-        choice = (
-            linear_choice(job, stage=0)
-            if is_linear_swapped is None
-            else (is_linear_swapped, "as the attempt before")
-        )
+        choice = linear or linear_choice(job, stage=0)
         self.is_linear_swapped = choice[0]
         self._trainee: Trainee = build(job, adapter=adapter, linear=choice)
         assert isinstance(self._trainee.model, PeftModel)

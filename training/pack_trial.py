@@ -79,7 +79,7 @@ class Trial:
             [len(row.input_ids) for row in rows],
             batch_size=job.trainer.batch_size,
             fits=lambda part: self._layout.fits([rows[index] for index in part]),
-            world_size=1,
+            world_size=job.world_size,
             seed=job.trainer.seed,
             total_steps=self.total_steps,
         )
@@ -95,17 +95,19 @@ class Trial:
         """Parameters of its adapters."""
         return sum(parameter.numel() for parameter in self.parameters)
 
-    def next_parts(self) -> list[Part]:
-        """The parts of its next step: the passes that it would take alone."""
+    def next_parts(self) -> list[list[Part]]:
+        """The parts of its next step, by worker: the passes that each would take for it alone."""
         self._now = next(self._steps)
-        (share,) = self._now.shares
-        return [Part(self.adapter, [self._rows[index] for index in rows]) for rows in share]
+        return [
+            [Part(self.adapter, [self._rows[index] for index in rows]) for rows in share if rows]
+            for share in self._now.shares
+        ]
 
     def update(self, loss: float) -> tuple[float, float, float]:
         """Finish the step: the mean loss, the rate and the gradient norm before clipping.
 
         Args:
-            loss: summed over the step's targets; so are the gradients.
+            loss: summed over the step's targets, of all workers; so are the gradients.
 
         Raises:
             JobFailed: loss or norm is not finite; its weights stay as they are.
@@ -173,16 +175,16 @@ class Trial:
         *,
         tokens: int,
         seconds: float,
-        peak_memory_bytes: int,
+        peak_memory_bytes: tuple[int, ...],
     ) -> TrainRecord:
         """The record of a step that was taken.
 
         Args:
-            parts: what it forwarded.
+            parts: what all workers forwarded for it.
             values: what `update` returned.
             tokens: that it put through the embedding.
             seconds: its share of the pack's step, so that trials add up to the clock.
-            peak_memory_bytes: of the process so far.
+            peak_memory_bytes: so far, by worker.
         """
         loss, rate, norm = values
         self.tokens += tokens
@@ -205,7 +207,7 @@ class Trial:
             trial=self.number,
             num_labels=self.job.num_labels,
             flops=self._flops(parts),
-            peak_memory_bytes=(peak_memory_bytes,),
+            peak_memory_bytes=peak_memory_bytes,
         )
 
     def summary(
@@ -226,7 +228,7 @@ class Trial:
             padding_tokens=0,
             num_truncated=self.job.num_truncated,
             learning_rate=self.job.learning_rate,
-            world_size=1,
+            world_size=self.job.world_size,
             zero_stage=0,
             shown_row=self.job.shown_row,
             redone_tokens=self.redone_tokens,
@@ -285,8 +287,6 @@ def check_job(job: TrainJob, *, first: TrainJob, taken: Sequence[int]) -> None:
             f"lora_dropout={method.lora_dropout}",
             expected="plain LoRA adapters without dropout over a base that is not quantised",
         )
-    if job.world_size != 1:
-        raise _refusal("world_size", found=str(job.world_size), expected="one worker for a pack")
     if job.trial is None or job.trial in taken:
         raise _refusal("trial", found=str(job.trial), expected=f"a number not in {list(taken)}")
     for field in dataclasses.fields(job):

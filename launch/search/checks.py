@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from conf.choices import Keep
+from conf.choices import Keep, ZeroStage
 from conf.errors import ConfigError, NotBuiltYet
 from conf.hashing import plain
 from conf.methods import LoraMethod, PeftMethod, TunedMethod
@@ -68,10 +68,7 @@ def _other_rows(trials: Sequence[Trial]) -> str | None:
 
 
 def why_not_packed(trials: Sequence[Trial]) -> str | None:
-    """Why an arm's trials cannot train in one pack; None where they can.
-
-    A pack has one worker, whatever cluster.workers says of other trainings.
-    """
+    """Why an arm's trials cannot train in one pack; None where they can."""
     for trial in trials:
         reason = _obstacle(trial.arm)
         if reason is not None:
@@ -107,4 +104,6 @@ def _obstacle(arm: Arm) -> str | None:
         return f"method {method.kind}, and a pack is of LoRA adapters"
     if method.use_dora or method.quantization is not None or method.lora_dropout > 0:
         return "DoRA, a quantised base or dropout, and a pack is of plain LoRA adapters"
+    if arm.zero.stage is ZeroStage.zero3 or arm.zero.offload:
+        return "ZeRO-3 shards the base, and under a pack it is whole on each worker"
     return None

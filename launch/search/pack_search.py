@@ -1,4 +1,4 @@
-"""The search of an arm whose trials pack, as one training worker runs it.
+"""The search of an arm whose trials pack, as its training workers run it: all alike, one tells.
 
 The trials train in one base model (training/pack.py); after each rung halving.py says who
 goes on. What happens is told in records: steps, rungs, decisions, every trial as a row when it
@@ -70,6 +70,8 @@ class PackSearch:
 def run_search(search: PackSearch, runtime: Teller) -> None:
     """Train, judge and choose; the winner's weights end in <output_dir>/final/checkpoint.
 
+    Every worker makes this call: what they decide follows from scores that all of them have.
+
     Raises:
         JobFailed: every trial failed.
         TrainingStopped: asked to stop; the same call goes on from there.
@@ -90,16 +92,29 @@ def run_search(search: PackSearch, runtime: Teller) -> None:
     if choice is None:
         reasons = "; ".join(f"{search.trials[o.trial].label}: {o.reason}" for o in outcomes)
         raise JobFailed(f"all {len(outcomes)} trials failed: {reasons}")
+    if runtime.global_rank == 0:
+        winner = by_trial[choice.trials[0]]
+        _tell_end(search, runtime, choice, by_trial)
+        put_whole(Path(winner.checkpoint), checkpoint_directory(search.jobs[0].output_dir, FINAL))
+        runtime.report(winner.summary)
+
+
+def _tell_end(
+    search: PackSearch,
+    runtime: Teller,
+    choice: SweepChoice,
+    outcomes: Mapping[int, TrialOutcome],
+) -> None:
+    """The choice, and what all trials took beside their steps."""
     runtime.report(choice)
     arm = search.jobs[0].arm_name
-    probes = sum(outcome.summary.probe_tokens for outcome in outcomes)
-    again = sum(outcome.summary.redone_tokens for outcome in outcomes)
+    summaries = [outcome.summary for outcome in outcomes.values()]
+    probes, again = (
+        sum(getattr(summary, name) for summary in summaries)
+        for name in ("probe_tokens", "redone_tokens")
+    )
     runtime.report(LedgerLine(job="", arm=arm, purpose="agreement", tokens=probes))
     runtime.report(LedgerLine(job="", arm=arm, purpose="redone", tokens=again))
-    winner = by_trial[choice.trials[0]]
-    final = checkpoint_directory(search.jobs[0].output_dir, FINAL)
-    put_whole(Path(winner.checkpoint), final)
-    runtime.report(winner.summary)
 
 
 @dataclass(slots=True, frozen=True)
@@ -110,18 +125,23 @@ class _Judge:
     runtime: Teller
     _told: set[int] = field(default_factory=set)  # trials whose end was told
 
+    def report(self, record: object) -> None:
+        """Tell a record, once over all workers."""
+        if self.runtime.global_rank == 0:
+            self.runtime.report(record)
+
     def tell(self, outcomes: Mapping[int, TrialOutcome]) -> None:
         """The rows of trials that left and were not told yet."""
         for number in sorted(outcomes.keys() - self._told):
             self._told.add(number)
-            self.runtime.report(trial_record(self.search, outcomes[number]))
+            self.report(trial_record(self.search, outcomes[number]))
 
     def __call__(self, pack: Pack, rung: int) -> None:
         """Tell the rung's scores; decide and drop, unless others are still on their way to it."""
         search, arm = self.search, self.search.jobs[0].arm_name
         for trial, score in pack.scores[rung].items():
             if trial in pack.live and score.step == pack.live[trial].step:
-                self.runtime.report(recorded(score, arm=arm))
+                self.report(recorded(score, arm=arm))
         members = self._members(pack, rung)
         if any(trial not in pack.scores[rung] for trial in members if trial in pack.live):
             return
@@ -131,13 +151,13 @@ class _Judge:
         if affordable is not None:
             reason = f"rung {rung}: sweep.budget pays for {affordable} more"
             decision = limited(decision, scores, members=members, limit=affordable, reason=reason)
-        self.runtime.report(decision)
+        self.report(decision)
         for trial in decision.drop:
             pack.drop(trial, reason=decision.reasons[str(trial)])
         self.tell(pack.outcomes)
         for number, live in pack.live.items():
             last = max(r for r, scores in pack.scores.items() if number in scores)
-            self.runtime.report(_record_so_far(search, live, rung=last))
+            self.report(_record_so_far(search, live, rung=last))
 
     def _members(self, pack: Pack, rung: int) -> dict[int, int]:
         """The trials that came to a rung or failed on their way to it, from the one before."""

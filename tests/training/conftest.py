@@ -95,12 +95,20 @@ def _run_workers(specs, *, directory, world_size=1, search_path=None):
         spec["job"]["world_size"] = world_size
     spec_file = directory / "specs.json"
     spec_file.write_text(json.dumps(specs))
+    _run_group("worker.py", spec_file, world_size=world_size, search_path=search_path)
+    return [
+        json.loads((Path(spec["job"]["output_dir"]) / "result.json").read_text()) for spec in specs
+    ]
+
+
+def _run_group(script, argument, *, world_size, search_path=None):
+    """Run a script of this directory in so many processes of one group, to the end."""
     port = _free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("worker.py")), str(spec_file)],
+            [sys.executable, str(Path(__file__).with_name(script)), str(argument)],
             env=_environment(rank, world_size, port, search_path),
-            cwd=directory,
+            cwd=argument.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -115,9 +123,6 @@ def _run_workers(specs, *, directory, world_size=1, search_path=None):
     for process, (out, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err[-6000:]
         assert out == "", f"chatter on stdout: {out[:500]}"
-    return [
-        json.loads((Path(spec["job"]["output_dir"]) / "result.json").read_text()) for spec in specs
-    ]
 
 
 def _environment(rank, world_size, port, search_path):
@@ -146,14 +151,11 @@ def _free_port():
 @pytest.fixture
 def exact_norms(monkeypatch):
     """transformers rounds norms to fp32 in any model, which would hide 1e-9 behind 1e-7."""
-    import torch
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    def forward(norm, x):
-        mean = x.square().mean(-1, keepdim=True)
-        return norm.weight * x * torch.rsqrt(mean + norm.variance_epsilon)
+    from tests.training.pack_cases import exact_norm
 
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+    monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
 
 
 @pytest.fixture(scope="session")
@@ -198,5 +200,32 @@ def run_pack(label_rows_path):
         told = told or Told()
         outcomes = train_pack(jobs, told, rung_rows_path=label_rows_path, rungs=rungs, judge=judged)
         return {outcome.trial: outcome for outcome in outcomes}, told
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_pack_group(base_dir, rows_path, label_rows_path, tmp_path_factory):
+    """run_pack_group(cases, world_size) -> of each case what each worker left, see pack_worker.py.
+
+    A case's output_dir is <directory>/<name>, of its trials and of what the workers leave.
+    """
+
+    def run(cases, *, world_size):
+        directory = tmp_path_factory.mktemp("packs")
+        fixed = {"base_dir": str(base_dir), "rows_path": str(rows_path)}
+        for case in cases:
+            case["output_dir"] = str(directory / case["name"])
+            case["trial_facts"] = fixed | {"world_size": world_size}
+            case["rung_rows_path"] = str(label_rows_path)
+        (directory / "cases.json").write_text(json.dumps(cases))
+        _run_group("pack_worker.py", directory / "cases.json", world_size=world_size)
+        return {
+            case["name"]: [
+                json.loads((directory / case["name"] / f"{rank}.json").read_text())
+                for rank in range(world_size)
+            ]
+            for case in cases
+        }
 
     return run

@@ -19,7 +19,7 @@ from tests.training.pack_cases import (
     worst_gap,
 )
 from training.job import CHECKPOINT_FILE, TrainingStopped
-from training.pack import Pack
+from training.pack_passes import PackPasses
 from training.train_pack import train_pack
 
 INSTRUCTION_TOKENS = 3  # shared by all rows of conftest.make_rows
@@ -73,13 +73,13 @@ def test_a_step_is_one_pass_and_small_passes_change_nothing(make_trial, run_pack
     whole, told = run_pack(jobs)
     assert sizes == [3] * 6
     sizes.clear()
-    init = Pack.__init__
+    init = PackPasses.__init__
 
     def small(self, *given, **named):
         init(self, *given, **named)
-        self._max_tokens = 1
+        self.max_tokens = 1
 
-    monkeypatch.setattr(Pack, "__init__", small)
+    monkeypatch.setattr(PackPasses, "__init__", small)
     again, other = run_pack(jobs)
     assert sizes == [1] * 18
     for trial in range(3):

@@ -48,7 +48,10 @@ def composed(*overrides: str) -> RunConfig:
 
 @functools.cache
 def plan_of(*overrides: str) -> Plan:
-    config = composed(*overrides)
+    return planned(composed(*overrides), machine=CPU)
+
+
+def planned(config: RunConfig, *, machine: Machine) -> Plan:
     arms = resolve_arms(config)
     return build_plan(
         config,
@@ -56,7 +59,7 @@ def plan_of(*overrides: str) -> Plan:
         task=TaskFacts(sha256="t", kind=TaskKind.classification),
         models={name: ModelSource(key="m", is_ready=True) for name in arms},
         plugins=(),
-        machine=CPU,
+        machine=machine,
         searches=check_space(config, arms),
     )
 
@@ -111,6 +114,15 @@ def leg(trial: int, rung: int, value: float) -> list[Any]:
 
 
 VALUES = {0: (0.5, 0.6, 0.7), 1: (0.4, 0.9, 0.8), 2: (0.9, 0.1, 0.2), 3: (0.3, 0.2, 0.1)}
+
+
+@pytest.mark.parametrize("zero", ["auto", "2", "3"])
+def test_a_pack_takes_all_devices_and_a_base_that_is_sharded_goes_in_legs(zero: str) -> None:
+    gpus = Machine(devices=4, devices_per_node=2, device="cuda", name="4 x test")
+    plan = planned(compose_config(["+exp=sweep", f"zero.stage={zero}"]), machine=gpus)
+    assert bool(plan.legs("lora")) == (zero == "3")
+    training = [job for job in plan.jobs if job.id.startswith(("search:lora", "leg:lora"))]
+    assert {job.devices for job in training if job.id != "search:lora" or zero != "3"} == {4}
 
 
 def test_a_trial_is_a_chain_of_legs_and_a_rung_waits_for_all_of_the_one_before() -> None:
