@@ -151,10 +151,10 @@ def rung_of_stream(root: Path) -> int:
     return found
 
 
-def started_until(root: Path, *, rung: int) -> subprocess.Popen[bytes]:
+def started_until(root: Path, *overrides: str, rung: int) -> subprocess.Popen[bytes]:
     """The command, running, once its trainings have decided a rung."""
     process = subprocess.Popen(
-        command(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=root
+        command(root, *overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=root
     )
     deadline = time.monotonic() + HANG_SECONDS
     while rung_of_stream(root) < rung and time.monotonic() < deadline:
@@ -189,14 +189,19 @@ def test_a_killed_driver_loses_no_rung_and_decides_alike(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_tried_again_and_decides_alike(root: Path, tmp_path: Path) -> None:
-    process = started_until(tmp_path, rung=1)
-    (worker,) = [
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_tried_again_and_decides_alike(
+    workers: int, root: Path, tmp_path: Path
+) -> None:
+    process = started_until(tmp_path, f"cluster.workers={workers}", rung=1)
+    title = "ray::fit_here" if workers == 1 else "RayTrainWorker"
+    own = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if "ray::fit_here" in " ".join(child.cmdline())
+        if title in " ".join(child.cmdline())
     ]
-    worker.kill()
+    assert len(own) == workers
+    own[-1].kill()
     text = process.communicate(timeout=HANG_SECONDS)[0].decode()
     assert process.returncode == 0, text
     assert "search:lora: attempt 1 lost" in text
