@@ -56,9 +56,14 @@ def shown_value(value: Any) -> str:
 
 
 def label_of(values: Mapping[str, Any]) -> str:
-    """learning_rate=3e-4 lora_rank=8."""
+    """learning_rate=3e-4 lora_rank=8 instruction="Is it spam?"."""
     names = [last_name(field) for field in values]
     return " ".join(
-        f"{field if names.count(last_name(field)) > 1 else last_name(field)}={shown_value(value)}"
+        f"{field if names.count(last_name(field)) > 1 else last_name(field)}={_quoted(value)}"
         for field, value in values.items()
     )
+
+
+def _quoted(value: Any) -> str:
+    shown = shown_value(value)
+    return f'"{shown}"' if isinstance(value, str) and " " in value else shown

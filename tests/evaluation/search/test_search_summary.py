@@ -276,7 +276,7 @@ def test_texts_are_numbered_as_they_come_and_the_rest_stays() -> None:
     assert [v["instruction"] for v in safe] == ["instruction 1", "instruction 2", "instruction 1"]
     assert [v["num_shots"] for v in safe] == [2, 4, 8]
     assert [v["prompt"] for v in safe] == ["few_shot", "few_shot", "prompt 1"]
-    assert label_of(safe[0]) == "instruction=instruction 1 num_shots=2 prompt=few_shot"
+    assert label_of(safe[0]) == 'instruction="instruction 1" num_shots=2 prompt=few_shot'
     assert [shown_value(v) for v in (3.42e-4, 0.5, 16, True, None)] == [
         *("3.42e-4", "0.5", "16", "true", "null")
     ]
