@@ -117,7 +117,7 @@ def summary_of(path: Path) -> dict[str, Any]:
 
 
 LOW, HIGH = "lora learning_rate=1e-4", "lora learning_rate=0.001 +seed=1"
-PROMPT = "few_shot instruction=instruction 1 num_shots=4"
+PROMPT = 'few_shot instruction="instruction 1" num_shots=4'
 
 
 def test_only_trials_that_began_have_a_run_and_all_are_one_group(runs: dict[str, Path]) -> None:
