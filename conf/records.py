@@ -326,8 +326,12 @@ class JournalEvent:
 
 def total(counts: Iterable[int | None]) -> int | None:
     """The sum of counts; None where one of them is not known."""
-    known = list(counts)
-    return None if None in known else sum(count for count in known if count is not None)
+    found = 0
+    for count in counts:
+        if count is None:
+            return None
+        found += count
+    return found
 
 
 T = TypeVar("T")
