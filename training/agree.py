@@ -37,7 +37,7 @@ def is_true_everywhere(value: bool, *, device: str) -> bool:
 
 
 @contextmanager
-def peers_named(when: str, *, rank: int, world_size: int) -> Iterator[None]:
+def peers_named(when: str, *, global_rank: int, world_size: int) -> Iterator[None]:
     """Say of a collective that failed what it means: another worker is not there any more.
 
     Raises:
@@ -50,6 +50,6 @@ def peers_named(when: str, *, rank: int, world_size: int) -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
             raise
         raise PeerLost(
-            f"worker {rank} of {world_size} got no answer from another in {when}: "
+            f"worker {global_rank} of {world_size} got no answer from another in {when}: "
             f"{text.partition('. This is typically')[0][:300]}"
         ) from error

@@ -168,7 +168,9 @@ def _run_steps(training: _Training, engine: engines.Engine, *, saved: SavedState
     saver = StateSaver(job=job, runtime=training.runtime, engine=engine, note=note, resumed=saved)
     for step in passes.steps(first=done + 1, last=last):
         with peers_named(
-            f"step {step.step}", rank=training.runtime.global_rank, world_size=job.world_size
+            f"step {step.step}",
+            global_rank=training.runtime.global_rank,
+            world_size=job.world_size,
         ):
             record = _take_step(
                 step, training=training, engine=engine, passes=passes, telemetry=telemetry

@@ -291,7 +291,7 @@ class Pack:
         """
         found: list[list[float]] = []
         for number, passed in enumerate(self._trees.passes(max_tokens=self._passes.max_tokens)):
-            if number % self.workers.count == self.workers.rank:
+            if number % self.workers.count == self.workers.global_rank:
                 found += self._model.item_logprobs(trial.adapter, self._trees, passed)
             else:
                 found += [[0.0] * len(tree.row_targets) for tree in passed]

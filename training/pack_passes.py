@@ -63,7 +63,9 @@ class PackPasses:
         shares = trial.next_parts()
         parts = [part for share in shares for part in share]
         tokens = sum(map(self._model.num_tokens, parts))
-        return TrialStep(trial=trial, parts=parts, own=shares[self._workers.rank], tokens=tokens)
+        return TrialStep(
+            trial=trial, parts=parts, own=shares[self._workers.global_rank], tokens=tokens
+        )
 
     def _sum(self, steps: Sequence[TrialStep], *, failure: str) -> None:
         """Sum over the workers what each of them computed of these steps.

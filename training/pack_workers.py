@@ -28,13 +28,13 @@ class Workers:
 
     def __init__(self, runtime: Runtime, *, device: str) -> None:
         """device: cpu or cuda."""
-        self.rank, self.count = runtime.global_rank, runtime.world_size
+        self.global_rank, self.count = runtime.global_rank, runtime.world_size
         self._device = f"cuda:{runtime.local_rank}" if device == "cuda" else device
 
     @property
     def is_first(self) -> bool:
         """Whether this one writes and reports."""
-        return self.rank == 0
+        return self.global_rank == 0
 
     @property
     def is_alone(self) -> bool:
@@ -69,14 +69,14 @@ class Workers:
         return [list(islice(values, len(row))) for row in rows]
 
     def of_each(self, values: Sequence[int]) -> list[tuple[int, ...]]:
-        """Each value of every worker, by rank."""
+        """Each value of every worker, by global rank."""
         if self.is_alone:
             return [(value,) for value in values]
         own = torch.tensor(values, dtype=torch.int64, device=self._device)
         found = torch.empty(self.count * len(values), dtype=torch.int64, device=self._device)
         dist.all_gather_into_tensor(found, own)
-        by_rank = found.view(self.count, len(values)).tolist()
-        return [tuple(int(v) for v in of) for of in zip(*by_rank, strict=True)]
+        by_worker = found.view(self.count, len(values)).tolist()
+        return [tuple(int(v) for v in of) for of in zip(*by_worker, strict=True)]
 
     def number_of_first(self, value: int) -> int:
         """The first worker's number, on all."""
@@ -108,5 +108,5 @@ class Workers:
     @contextmanager
     def named(self, when: str) -> Iterator[None]:
         """Say of a collective that failed what it means; see `peers_named`."""
-        with peers_named(when, rank=self.rank, world_size=self.count):
+        with peers_named(when, global_rank=self.global_rank, world_size=self.count):
             yield
