@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from conf.hashing import plain
+from conf.shared_names import shared
 
 SCHEMA_VERSION = 1
-NAME_CHARACTERS = 64  # of a name that is worth sharing between records; more is text
 
 # Why tokens were computed; one ledger line has one of these.
 PURPOSES = (
@@ -372,13 +372,13 @@ def _reviver(hint: Any) -> Reviver:
         cls = typing.cast(type[Any], hint)
         return lambda value: from_dict(cls, value) if isinstance(value, dict) else value
     if hint is str:
-        return _shared
+        return shared
     if origin in (tuple, list):
         element = _reviver(args[0])
         return lambda values: origin(_revived(element, v) for v in values)
     if origin is dict:
         entry = _reviver(args[1])
-        return lambda values: {_shared(k): _revived(entry, v) for k, v in values.items()}
+        return lambda values: {shared(k): _revived(entry, v) for k, v in values.items()}
     return None
 
 
@@ -390,15 +390,3 @@ def _union_reviver(hints: Sequence[Any]) -> Reviver:
     if len(records) != 1:
         return None
     return _reviver(records[0])
-
-
-def _shared(value: Any) -> Any:
-    """Equal names as one object: 77 labels in each of many records are most of what they hold."""
-    is_name = type(value) is str and len(value) <= NAME_CHARACTERS
-    return _first_equal(value) if is_name else value
-
-
-@functools.lru_cache(maxsize=512)
-def _first_equal(name: str) -> str:
-    """Not sys.intern: its table grows by all names ever seen, those of items too."""
-    return name

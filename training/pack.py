@@ -302,15 +302,16 @@ class Pack:
         found: list[list[float]] = []
         for together in self._model.passes(parts, max_tokens=self._passes.max_tokens):
             found += self._model.logprobs(together)
-        pairs = zip(self._rows, found, strict=False)
+        pairs = zip(self._rows[:PROBE_ROWS], found, strict=True)
         return tuple(probe_item(row, logprob=logprob) for row, (logprob,) in pairs)
 
     def _leave(
         self, trial: Trial, *, status: str, reason: str = "", checkpoint: Path | None = None
     ) -> None:
         number = trial.number
-        is_here = checkpoint is not None and self.workers.is_first
-        written = directory_bytes(checkpoint) if checkpoint is not None and is_here else 0
+        written = 0
+        if checkpoint is not None and self.workers.is_first:
+            written = directory_bytes(checkpoint)
         self.outcomes[number] = TrialOutcome(
             trial=number,
             status=status,

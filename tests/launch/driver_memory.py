@@ -7,9 +7,9 @@ attempt is lost after a third of the items, its first invocation is interrupted 
 the next one goes on, and a last one finds the job finished. Prompts are all different, as a task's
 are. Prints the most memory of this process in each part. A million take about half an hour.
 
-Not in it, since they hold what they read: the report at the end of a run (0.8 kB a record, measured
-on 36,604 and 144,604 of them), the judgements of decision.stop_early, tracking.upload_text, the
-items of the task itself, and the steps of a training.
+Not in it, since they hold what they read: the report at the end of a run (about 1 kB a record of
+two labels, tests/evaluation/records/test_record_memory.py), the judgements of decision.stop_early,
+tracking.upload_text, the items of the task itself, and the steps of a training.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from conf.groups import TrainerConfig, ZeroConfig
 from conf.methods import LoraMethod
 from conf.records import TrainRecord
 from training.job import TrainJob
+from training.pack_model import PackModel
 from training.sharding import epoch_order
 
 LABELS = 7
@@ -48,6 +49,19 @@ def exact_norm(norm, x):
     """LlamaRMSNorm.forward in the precision of its input."""
     mean = x.square().mean(-1, keepdim=True)
     return norm.weight * x * torch.rsqrt(mean + norm.variance_epsilon)
+
+
+def with_memory_for(most_parts):
+    """PackModel.backward on a machine that has no memory for more parts in a pass."""
+    backward = PackModel.backward
+
+    def starved(model, parts):
+        if len(parts) > most_parts:
+            backward(model, parts[:1])  # gradients that must be forgotten
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        return backward(model, parts)
+
+    return starved
 
 
 def trial_job(

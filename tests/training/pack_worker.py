@@ -1,8 +1,9 @@
 """Train packs in one worker process of several: `pack_worker.py CASES.json`, with RANK, ... set.
 
 A case: trials (numbers of pack_cases.SETTINGS), trial_facts and rung_rows_path, rungs, drop (rung
--> trials), stop_after (times that the runtime is asked), starved (the rank that has memory for one
-part of a pass). Each worker leaves <output_dir>/<rank>.json.
+-> trials), stop_after (times that the runtime is asked), starved (the rank that has memory for
+memory_for parts of a pass, 1 if not told), full (the rank whose disk is). Each worker leaves
+<output_dir>/<rank>.json.
 """
 
 import json
@@ -15,19 +16,16 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from conf.errors import CrossoverError
 from conf.records import to_dict
-from tests.training.pack_cases import Told, exact_norm, trial_job
-from training import pack_model
+from tests.training.pack_cases import Told, exact_norm, trial_job, with_memory_for
+from training import pack, pack_model
 from training.train_pack import train_pack
 
 BACKWARD = pack_model.PackModel.backward
+WRITE_STATE = pack.write_pack_state
 
 
-def starved(model, parts):
-    """Memory for one part, and none for several."""
-    if len(parts) > 1:
-        BACKWARD(model, parts[:1])  # gradients that must be forgotten
-        raise RuntimeError("DefaultCPUAllocator: not enough memory")
-    return BACKWARD(model, parts)
+def no_room(*args, **kwargs):
+    raise OSError(28, "No space left on device")
 
 
 def run(case):
@@ -35,16 +33,19 @@ def run(case):
     told = Told(stop_after=case.get("stop_after", math.inf))
     told.global_rank = told.local_rank = rank
     told.world_size = dist.get_world_size()
-    pack_model.PackModel.backward = starved if case.get("starved") == rank else BACKWARD
+    is_starved = case.get("starved") == rank
+    parts = case.get("memory_for", 1)
+    pack_model.PackModel.backward = with_memory_for(parts) if is_starved else BACKWARD
+    pack.write_pack_state = no_room if case.get("full") == rank else WRITE_STATE
     jobs = [
         trial_job(number, output_dir=case["output_dir"], **case["trial_facts"])
         for number in case["trials"]
     ]
 
-    def judge(pack, rung):
+    def judge(trials, rung):
         for trial in case.get("drop", {}).get(str(rung), ()):
-            if trial in pack.live:
-                pack.drop(trial)
+            if trial in trials.live:
+                trials.drop(trial)
 
     found = {"output_dir": case["output_dir"]}
     try:

@@ -16,6 +16,7 @@ from tests.training.pack_cases import (
     plain_training,
     row_loss,
     saved_weights,
+    with_memory_for,
     worst_gap,
 )
 from training.job import CHECKPOINT_FILE, TrainingStopped
@@ -90,15 +91,7 @@ def test_a_step_is_one_pass_and_small_passes_change_nothing(make_trial, run_pack
 def test_out_of_memory_takes_the_step_again_in_smaller_passes(make_trial, run_pack, monkeypatch):
     jobs = [make_trial(trial) for trial in range(3)]
     whole, told = run_pack(jobs)
-    backward = pack_model.PackModel.backward
-
-    def full(model, parts):
-        if len(parts) > 1:
-            backward(model, parts[:1])  # gradients that must be forgotten
-            raise RuntimeError("DefaultCPUAllocator: not enough memory")
-        return backward(model, parts)
-
-    monkeypatch.setattr(pack_model.PackModel, "backward", full)
+    monkeypatch.setattr(pack_model.PackModel, "backward", with_memory_for(1))
     again, other = run_pack(jobs)
     assert any("out of memory" in note.note for note in other.notes)
     for trial in range(3):

@@ -25,6 +25,8 @@ def groups(run_pack_group):
         {"name": "whole", "trials": [0, 1, 2, 3], "rungs": RUNGS, "drop": DROP},
         {"name": "starved", "trials": [0, 1, 2, 3], "rungs": RUNGS, "drop": DROP, "starved": 1},
         {"name": "stopped", "trials": [0, 1, 2, 3], "rungs": RUNGS, "drop": DROP, "stop_after": 3},
+        {"name": "hopeless", "trials": [0, 1], "starved": 1, "memory_for": 0},
+        {"name": "full", "trials": [0, 1], "rungs": RUNGS, "full": 0},
     ]
     return run_pack_group(cases, world_size=WORKERS)
 
@@ -122,3 +124,13 @@ def test_stopped_with_three_workers_it_goes_on_with_one(groups, make_trial, run_
         taken = losses(first, trial) + told.losses(trial)
         assert taken == pytest.approx(wanted, abs=1e-9)
         assert worst_gap(saved_weights(outcomes[trial]), plain_weights(model)) <= 1e-9
+
+
+def test_what_one_worker_cannot_do_ends_all_of_them(groups):
+    """The one says why; a full disk is the first one's alone, and all are told."""
+    hopeless = [found["error"] for found in groups["hopeless"]]
+    assert [kind for kind, _ in hopeless] == ["PeerLost", "JobFailed", "PeerLost"]
+    assert "micro_batch_size=1" in hopeless[1][1]
+    full = [found["error"] for found in groups["full"]]
+    assert full == [full[0]] * WORKERS
+    assert full[0][0] == "MachineFailed" and "No space left" in full[0][1]
